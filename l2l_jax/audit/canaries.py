@@ -4,8 +4,11 @@ After arXiv 2502.04260. A model's inputs contain only the surroundings of a mark
 mark only from memory. The baseline without memory is measured, not assumed: an equal number of images of the
 same classes are compared with marks that were never planted.
 """
+# ruff: noqa: F722  (shapes are strings)
 
-from typing import Any
+from __future__ import annotations  # jaxtyping is not needed at run time
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +18,9 @@ from l2l_jax.data.splits import canaries
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.image_set import ImageSet
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 CANARIES = "canaries"  # name of the image set in measurements
 
@@ -56,7 +62,11 @@ class Canaries:
         return {"score": scores, "found": is_best}
 
 
-def fit(residuals: np.ndarray, marks: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit(
+    residuals: Float[np.ndarray, "image pixel"],
+    marks: Float[np.ndarray, "mark pixel"],
+    own: Int[np.ndarray, " image"],
+) -> tuple[np.ndarray, np.ndarray]:
     """Compare the correlation of reconstructions with their own marks and with all other marks.
 
     Args:

@@ -8,13 +8,19 @@ the unlearned model knows than the retrained model(s), in units of the measure:
     auc       difference in the area under the ROC curve of membership inference
     marks     difference in the area under the ROC curve of the canaries' scores
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
 
 Measure = Literal["error", "accuracy", "auc", "marks"]
 ALPHA = 0.05  # level of every one-sided test
@@ -133,7 +139,9 @@ def knowledge(measure: Measure, sample: Sample) -> float:
     return float(auc(*sample))
 
 
-def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
+def auc(
+    members: Float[np.ndarray, "... member"], others: Float[np.ndarray, "... other"]
+) -> Float[np.ndarray, ...]:
     """Return the area under the ROC curve (Mann & Whitney 1947).
 
     This is the probability that a member's error `[…, member]` is less than a nonmember's `[…, other]`; ties
@@ -145,7 +153,9 @@ def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
     return mannwhitneyu(others, members, axis=-1, method="asymptotic").statistic / pairs
 
 
-def accuracy_interval(right: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
+def accuracy_interval(
+    right: Shaped[np.ndarray, " image"], classes: Shaped[np.ndarray, " image"]
+) -> tuple[float, float, float]:
     """Return the balanced accuracy with its two-sided 95% interval."""
     from scipy.stats import t
 

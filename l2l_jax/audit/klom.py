@@ -3,18 +3,27 @@
 After Georgiev et al. 2024, arXiv 2410.23232, and EasyDUB, arXiv 2602.16400, with log errors instead of
 margins, and Gaussians instead of histograms, because Gaussians need only a few models.
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from l2l_jax.evals.intervals import Interval, mean_interval
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    PerImage = Float[np.ndarray, " image"]
+
 LEAST_ERROR = 1e-12  # lower bound to which masked MSEs are clipped
 LARGEST = 100.0  # upper bound to which the divergence of an image is clipped, in nats
 
 
-def klom(unlearned: Sequence[np.ndarray], retrained: Sequence[np.ndarray]) -> np.ndarray:
+def klom(unlearned: Sequence[PerImage], retrained: Sequence[PerImage]) -> PerImage:
     """Compute the KL divergence of unlearned models' log errors from those of retrained models, by image.
 
     Both are Gaussians over models. Their variances are averaged over images, because a few models do not
@@ -32,7 +41,7 @@ def klom(unlearned: Sequence[np.ndarray], retrained: Sequence[np.ndarray]) -> np
     return _divergence(own - reference, own_variance if len(unlearned) > 1 else variance, variance)
 
 
-def klom_of_retrained(retrained: Sequence[np.ndarray]) -> np.ndarray:
+def klom_of_retrained(retrained: Sequence[PerImage]) -> PerImage:
     """Compute the mean divergence of each retrained model from the others, by image: the chance level."""
     variance = _moments(retrained)[1]
     held_out = []
@@ -42,7 +51,7 @@ def klom_of_retrained(retrained: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(held_out, axis=0)
 
 
-def intervals(models: dict[str, Sequence[np.ndarray]]) -> dict[str, Interval]:
+def intervals(models: dict[str, Sequence[PerImage]]) -> dict[str, Interval]:
     """Return means over images with 95% intervals for "original", "unlearned" and "retrained" models."""
     retrained = models["retrained"]
     divergences = {role: klom(errors, retrained) for role, errors in models.items() if role != "retrained"}

@@ -2,16 +2,22 @@
 
 This module must not import JAX, because worker processes import it.
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 import dataclasses
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import pydantic
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 
 from l2l_jax.data.decoding import open_image
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Num
 
 ATTEMPTS = 10  # random crops to try before taking the center crop, as in torchvision
 # A JPEG is decoded at reduced size only if the crop stays larger than the result by this factor
@@ -139,7 +145,7 @@ def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
     return Box(top, left, bottom - top, right - left)
 
 
-def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+def resize(image: Num[np.ndarray, "height width 3"], box: Box, size: int) -> Num[np.ndarray, "size size 3"]:
     """Resize a crop of an image `[height, width, 3]` to a square with antialiased bicubic interpolation.
 
     The filter is that of Pillow and torchvision (Keys, a = −0.5, widened for downsampling). It does not read
@@ -156,7 +162,7 @@ def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     return square if square.dtype == np.uint8 else np.clip(square, 0, 1)
 
 
-def in_range(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def in_range(image: Num[np.ndarray, ...], value_range: tuple[float, float]) -> Float[np.ndarray, ...]:
     """Scale uint8 images, or float images in [0, 1], to `value_range`, float32."""
     low, high = value_range
     unit = (high - low) / (255 if image.dtype == np.uint8 else 1)

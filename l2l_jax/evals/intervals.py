@@ -1,11 +1,17 @@
 """Bootstrap 95% confidence intervals of metrics over the measured images (Efron 1979)."""
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 import statistics
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 LEVEL = 0.95  # confidence level of all intervals
 RESAMPLES = 1000  # number of resamples
@@ -43,7 +49,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *counts: int, seed: int = 0)
     return Interval(value, float(low), float(high))
 
 
-def mean_interval(values: np.ndarray, *, seed: int = 0) -> Interval:
+def mean_interval(values: Shaped[np.ndarray, " image"], *, seed: int = 0) -> Interval:
     """Compute the percentile bootstrap interval of the mean of `values` `[image]`."""
     values = np.asarray(values, np.float64)
     return bootstrap(lambda chosen: values[chosen].mean(-1), len(values), seed=seed)

@@ -1,7 +1,10 @@
 """Metrics of reconstructions, per image and per set."""
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from l2l_jax.evals import statistics
 from l2l_jax.evals.intervals import COSTLY_RESAMPLES, Interval, mean_interval, standard_interval
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Shaped, UInt8
+
+    Images = Shaped[np.ndarray, "image height width channel"]
+    Masks = Bool[np.ndarray, "image height width"] | Bool[np.ndarray, "height width"]
+    PerImage = Float[np.ndarray, " image"]
 
 WINDOW_SIGMA = 1.5
 WINDOW_RADIUS = 5  # radius in pixels of the Gaussian window of SSIM, 11×11 as in Wang et al. 2004
@@ -60,7 +70,7 @@ def metrics_of(network: str) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) -> np.ndarray:
+def masked_mse(originals: Images, inpainted: Images, masks: Masks) -> PerImage:
     """Return the mean squared error inside the mask of each image, float64 `[image]`.
 
     Images are `[image, height, width, channel]`; masks bool `[image, height, width]`, or `[height, width]`
@@ -70,13 +80,13 @@ def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) 
     return (error * masks).sum(axis=(1, 2)) / np.broadcast_to(masks, error.shape).sum(axis=(1, 2))
 
 
-def psnr(mse: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def psnr(mse: PerImage, value_range: tuple[float, float]) -> PerImage:
     """Return the peak signal-to-noise ratio in dB of mean squared errors, which are clipped to 1e-10."""
     peak = value_range[1] - value_range[0]
     return 10 * np.log10(peak**2 / np.maximum(mse, 1e-10))
 
 
-def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def ssim(originals: Images, inpainted: Images, value_range: tuple[float, float]) -> PerImage:
     """Return the structural similarity of whole images (Wang et al. 2004), float32 `[image]`.
 
     It is averaged over channels and over all windows inside the image.
@@ -113,15 +123,15 @@ def _ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean(similarity, axis=(1, 2, 3))
 
 
-def to_uint8(images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def to_uint8(images: Float[np.ndarray, ...], value_range: tuple[float, float]) -> UInt8[np.ndarray, ...]:
     """Convert images to uint8, clipped and rounded, as for files and as inputs of the networks."""
     low, high = value_range
     return np.rint((np.clip(images, low, high) - low) * np.float32(255 / (high - low))).astype(np.uint8)
 
 
 def observe_pairs(
-    originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray, value_range: tuple[float, float]
-) -> dict[str, np.ndarray]:
+    originals: Images, inpainted: Images, masks: Masks, value_range: tuple[float, float]
+) -> dict[str, PerImage]:
     """Return "psnr" and "mse" of the masked regions and, unless the images are too small, "ssim".
 
     See `masked_mse` and `ssim` for the shapes.
@@ -133,7 +143,7 @@ def observe_pairs(
     return observed
 
 
-def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
+def balanced_accuracy(correct: Shaped[np.ndarray, " image"], labels: Shaped[np.ndarray, " image"]) -> float:
     """Return the mean over classes of the share of correctly classified images."""
     return float(np.mean([correct[labels == label].mean() for label in np.unique(labels)]))
 
@@ -190,7 +200,7 @@ def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) ->
     return metrics
 
 
-def measure_originals(read_original: Read, labels: np.ndarray | None) -> dict[str, float]:
+def measure_originals(read_original: Read, labels: Shaped[np.ndarray, " image"] | None) -> dict[str, float]:
     """Compute Inception Scores of originals, and the accuracy of the classifier of the masked region."""
     metrics = SetMetrics({}, {}, {}, {}, {})
     for network, name in SCORES.items():

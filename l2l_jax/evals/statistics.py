@@ -1,14 +1,27 @@
 """Distances between sets of features and scores of sets of images, in float64."""
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Features = Float[np.ndarray, "image feature"]
+    Others = Float[np.ndarray, "other feature"]
+
 BLOCK = 512  # number of rows of features, or of a kernel matrix, held in float64 at a time
 KERNEL_SUBSET = 1000  # maximum subset size of the Kernel Inception Distance (Bińkowski et al. 2018)
 
 
-def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_covariance(
+    features: Features,
+) -> tuple[Float[np.ndarray, " feature"], Float[np.ndarray, "feature feature"]]:
     """Return the mean and the unbiased covariance of `[image, feature]`."""
     if len(features) < 2:
         raise ValueError("a covariance needs at least two images in each set")
@@ -23,7 +36,7 @@ def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, scatter
 
 
-def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
+def frechet_distance(features: Features, other: Others) -> float:
     """Return the Fréchet distance of Gaussians fitted to two sets `[image, feature]` (Heusel et al. 2017).
 
     It is ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), with unbiased covariances. With Σ₁ = LLᵀ, the trace of the
@@ -47,8 +60,8 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
 
 
 def kernel_distance(
-    features: np.ndarray,
-    other: np.ndarray,
+    features: Features,
+    other: Others,
     *,
     subsets: int = 100,
     subset_size: int = KERNEL_SUBSET,
@@ -117,7 +130,7 @@ def _kernel_sums(x: np.ndarray, in_x: np.ndarray, y: np.ndarray, in_y: np.ndarra
     return sums
 
 
-def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
+def inception_score(probabilities: Float[np.ndarray, "image class"], splits: int = 10) -> tuple[float, float]:
     """Return the mean and the standard deviation of the Inception Score over splits (Salimans et al. 2016).
 
     The score is exp(E KL(p(y|x) ‖ p(y))), for each of `splits` equal runs of images; a remainder is dropped.
@@ -135,7 +148,7 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
     return float(scores.mean()), float(scores.std())
 
 
-def cosine_similarities(features: np.ndarray, other: np.ndarray) -> np.ndarray:
+def cosine_similarities(features: Features, other: Features) -> Float[np.ndarray, " image"]:
     """Return the cosine similarities of rows `[image, feature]`, none of them zero, as float64 `[image]`."""
     first, second = (np.asarray(x, np.float64) for x in (features, other))
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)

@@ -4,15 +4,21 @@
 of the side; `border_3`: a border of 3/32 of the side on every side (outpainting); `random_75`: 75% of the
 model's own patches, drawn for each image (masked autoencoders only).
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from l2l_jax.masks import MASKS, MaskName
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
 
 RANDOM = "random"
 # Number of parts into which the side (for random patches: the image) is divided
@@ -58,7 +64,7 @@ class InpaintingTask:
         """Return whether every image has a mask of its own, which consists of whole patches."""
         return self.kind == RANDOM
 
-    def mask(self, size: int) -> np.ndarray:
+    def mask(self, size: int) -> Bool[np.ndarray, "size size"]:
         """Return the mask of all images, bool `[size, size]`, True where pixels are missing.
 
         Raises:
@@ -75,7 +81,9 @@ class InpaintingTask:
         except ValueError as error:
             raise ValueError(f"the task {self.name}: {error}") from None
 
-    def visible_patches(self, patches: int, seeds: Iterable[tuple[int, ...]]) -> np.ndarray:
+    def visible_patches(
+        self, patches: int, seeds: Iterable[tuple[int, ...]]
+    ) -> Int[np.ndarray, "image visible"]:
         """Draw the visible patches of each image, int32 `[image, visible]`, ascending.
 
         `seeds` are nonnegative integers for each image; equal seeds give equal patches.
@@ -87,7 +95,9 @@ class InpaintingTask:
         return np.sort(np.array(rows, np.int32).reshape(-1, patches - hidden), axis=1)
 
 
-def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
+def patch_masks(
+    visible: Int[np.ndarray, "image visible"], grid: int, size: int
+) -> Bool[np.ndarray, "image size size"]:
     """Return masks of all patches except `visible_patches`, bool `[image, size, size]`."""
     hidden = np.ones((len(visible), grid * grid), bool)
     np.put_along_axis(hidden, visible, False, axis=1)

@@ -4,13 +4,19 @@ Resizing by a separable filter is linear along each axis. On the device, its cos
 network, and the images are transferred small and as bytes. `jax.image.resize` computes positions between
 pixels in float32, which changes pixels by up to 0.0014 of 255, and does not round like Pillow.
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Num
 
 Filter = Literal["bicubic", "bilinear"]
 
@@ -29,7 +35,9 @@ FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) -> np.ndarray:
+def resizing_matrix(
+    source: int, target: int, kind: Filter, *, antialias: bool
+) -> Float[np.ndarray, "target source"]:
     """Return the weights of `source` pixels in each of `target` pixels, float64 `[target, source]`.
 
     Pixels are squares, and the edges of both rows coincide. Weights beyond an edge are dropped, and the
@@ -73,7 +81,9 @@ def resized(
     return jnp.clip(x, 0, 255)
 
 
-def center_square(images: jax.Array, side: int) -> jax.Array:
+def center_square(
+    images: Num[Array, "batch height width channel"], side: int
+) -> Num[Array, "batch side side channel"]:
     """Resize the shorter side of images to `side` pixels and crop the center `[image, side, side, channel]`.
 
     This matches torchvision's `Resize(side)` and `CenterCrop(side)`. See `resized` for the rounding.
