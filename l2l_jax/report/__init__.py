@@ -1,1 +1,1 @@
-"""Reports of runs: tables, pictures and an HTML page."""
+"""Reports of runs: tables, images and an HTML page."""

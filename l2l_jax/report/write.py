@@ -1,4 +1,4 @@
-"""The report of a run: metrics.json, metrics.csv, pictures, and one HTML file that holds it all."""
+"""The report of a run: metrics.json, metrics.csv, images, and a self-contained HTML file."""
 
 import base64
 import importlib.resources
@@ -25,22 +25,22 @@ STYLES = {"forgotten": "good", "hidden": "bad", "not forgotten": "bad"}
 
 
 class Drawings(NamedTuple):
-    """Content of the pictures of a report."""
+    """Data for the images of a report."""
 
-    evaluation: Evaluation  # holds the test images that are shown
-    # Their reconstructions by model, then by set; "attacked": after the strongest attack
+    evaluation: Evaluation  # evaluation with the example images
+    # Reconstructions of example images by model, then by set; "attacked": after the strongest attack
     inpainted: Mapping[str, Mapping[str, np.ndarray]]
-    curves: Mapping[str, pathlib.Path]  # folders with the scalars of each training, by its name
+    curves: Mapping[str, pathlib.Path]  # folders with the metrics of each training run, by name
     features: EmbeddedImages  # encoder features of test images
 
 
 def write_report(folder: pathlib.Path, report: dict[str, Any], drawings: Drawings) -> dict[str, Any]:
-    """Write a report and return the content of metrics.json, which is written before anything is drawn.
+    """Write a report and return the contents of metrics.json, which is written before anything is drawn.
 
-    Durations and memory of a phase that was finished before are kept from the earlier report.
+    Durations and memory of phases finished in an earlier run are taken from the earlier report.
 
     Raises:
-      UserError: The pictures or the page cannot be made.
+      UserError: The images or the page cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = _with_earlier_costs(report, folder / METRICS)
@@ -52,15 +52,15 @@ def write_report(folder: pathlib.Path, report: dict[str, Any], drawings: Drawing
         logger.exception("Drawing the report failed")
         raise UserError(
             f"The report cannot be drawn ({type(error).__name__}: {error}). The model and "
-            f"{folder / METRICS} are complete; the same command tries again without training anything."
+            f"{folder / METRICS} are complete; rerun the same command to try again without training."
         ) from error
     atomic_write(folder / "report.html", html)
     return report
 
 
 def draw(folder: pathlib.Path, drawings: Drawings, audit: dict[str, Any] | None) -> dict[str, pathlib.Path]:
-    """Draw all pictures and return their files by name."""
-    from l2l_jax.report import pictures, plots  # matplotlib takes long to load
+    """Draw all images and return their files by name."""
+    from l2l_jax.report import pictures, plots  # matplotlib is slow to import
 
     evaluation, inpainted, curves, features = drawings
     files: dict[str, pathlib.Path] = {}
@@ -83,7 +83,7 @@ def draw(folder: pathlib.Path, drawings: Drawings, audit: dict[str, Any] | None)
 
 
 def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: str) -> str:
-    """Return the report as one HTML file that needs no other, with the pictures of `draw` in it."""
+    """Render the report as a self-contained HTML page, with the images of `draw` embedded."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -117,7 +117,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: st
 
 
 def _with_earlier_costs(report: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-    """Return the report with the greater of its durations and memory and those of an earlier report."""
+    """Return the report with each duration and peak memory replaced by an earlier report's if greater."""
     try:
         earlier = json.loads(path.read_text("utf-8"))
         if any(earlier[key] != report[key] for key in ("config", "seed", "original_weights")):
@@ -127,6 +127,6 @@ def _with_earlier_costs(report: dict[str, Any], path: pathlib.Path) -> dict[str,
         for key in ("durations_seconds", "peak_memory_gib_after"):
             phases = {**earlier[key], **report[key]}
             merged[key] = {k: max(float(x), float(earlier[key].get(k, x))) for k, x in phases.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # none, or damaged
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # missing or damaged
         return report
     return merged

@@ -140,7 +140,7 @@ def test_the_report_counts_marks_and_the_verdict_heeds_those_that_are_restored(b
     assert [row.titles for row in rows] == [("no attack",), ("an attack",)] and len(rows[0].cells) == 6
     assert rows[0].cells[0].value == "1.00 (10)"
     text = " ".join(details({**report(), "audit": audit}))
-    assert "Of 10 marks planted in forget images the unlearned model restores" in text
+    assert "Of 10 marks planted in forget images, the unlearned model reconstructs" in text
     remembering = concluded(bench, models, "original")["verdict"]
     assert remembering["finding"] == "not forgotten"
 

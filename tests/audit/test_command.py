@@ -43,7 +43,7 @@ def test_a_finished_run_is_audited_as_it_was_made(asked, tmp_path, capsys):
     settings, workdir, unlearned = asked.call_args.args
     assert (workdir, unlearned) == (tmp_path, tmp_path / "unlearned")
     assert settings.describe() == config(retrained="", seeds=7, enabled=True).describe()
-    assert "one attack brings knowledge back (25 forget images, 50 steps)" in capsys.readouterr().out
+    assert "one attack recovers knowledge (25 forget images, 50 steps)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("required", "code"), [("forgotten", UNMET), ("hidden", 0)])

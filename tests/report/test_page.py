@@ -16,21 +16,21 @@ def first(made):
 
 
 NAMES = "sandal, shirt, sneaker, bag and boot"
-COST = "Cost: masked MSE on the retained classes +17 % (95% CI 13–21 %)."
+COST = "Cost: masked MSE on the retained classes +17% (95% CI 13–21%)."
 
 
 def test_the_headline_says_verdict_and_cost():
-    never_saw = "a model that never saw them"
+    retrained = "a model retrained without them"
     assert first(report()) == (
-        f"Forgotten: after four attacks the model knows no more about {NAMES} than {never_saw}. {COST}"
+        f"Forgotten: after four attacks the model knows no more about {NAMES} than {retrained}. {COST}"
     )
     assert first(report(HIDDEN)) == (
-        f"Hidden, not forgotten: without an attack the model knows no more about {NAMES} than {never_saw}, "
-        f"but one attack brings knowledge back (25 forget images, 50 steps). {COST}"
+        f"Hidden, not forgotten: without an attack the model knows no more about {NAMES} than {retrained}, "
+        f"but one attack recovers knowledge (25 forget images, 50 steps). {COST}"
     )
     several = report(HIDDEN)
     several["audit"]["verdict"]["violated_attacks"] = ["relearning_25", "retain_tuning"]
-    assert "two attacks bring knowledge back (the strongest: 25 forget images, 50 steps)." in first(several)
+    assert "two attacks recover knowledge (the strongest: 25 forget images, 50 steps)." in first(several)
 
 
 def test_a_missed_budget_is_in_the_headline():
@@ -50,7 +50,7 @@ def test_the_other_verdicts():
     )
     several = report(close)
     several["audit"]["verdict"]["unsettled_attacks"] = ["relearning_25", "retain_tuning"]
-    assert first(several).startswith("Undecided: after two attacks (above all: 25 forget images")
+    assert first(several).startswith("Undecided: after two attacks (the least conclusive: 25 forget images")
     nothing = {name: ((0.065, 0.116, 0.065), (0.27, 0.07, 0.27)) for name in HIDDEN}
     assert "There was little to forget" in first(report(nothing))
 
