@@ -1,1 +1,1 @@
-"""Measurements of speed: `python -m benchmarks NAME …`; they are reported, never asserted."""
+"""Performance benchmarks: `python -m benchmarks NAME …`. Results are reported, not asserted."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME …`: runs `main` of the module of that name in this folder."""
+"""Command line of the benchmarks: `python -m benchmarks NAME …` runs `main` of the module NAME."""
 
 import importlib
 import sys
@@ -11,9 +11,10 @@ NAMES = ("bank", "budget", "data", "features", "peer", "products", "rehearsal", 
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the benchmark that the command line names."""
+    """Run the benchmark named on the command line."""
     if len(argv) < 2 or argv[1] not in NAMES:
-        raise UserError(f"Which benchmark? python -m benchmarks {' | '.join(NAMES)} [--help]")
+        names = " | ".join(NAMES)
+        raise UserError(f"The name of a benchmark is required: python -m benchmarks {names} [--help]")
     importlib.import_module(f"benchmarks.{argv[1]}").main(argv[1:])
 
 

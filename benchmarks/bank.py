@@ -1,8 +1,8 @@
-"""Time saved in a step by a token bank: `python -m benchmarks bank --config=configs/vqgan.py`.
+"""Time saved per step by a token bank: `python -m benchmarks bank --config=configs/vqgan.py`.
 
-The config's unlearning step as it is without a bank ("online"), with codes of the noise computed once
-("noise_bank"), and with all codes computed once ("token_bank"), interleaved in one run on all devices. Images
-and codes are random and lie in the host's memory; computing the bank is not part of a step.
+Times the config's unlearning step without a bank ("online"), with precomputed codes of the noise
+("noise_bank"), and with all codes precomputed ("token_bank"), interleaved in one run on all devices. Images
+and codes are random and stored in host memory. Computing the bank is not part of a step.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.errors import UserError
 
 BANKS = {"online": (0, 0), "noise_bank": (0, 1), "token_bank": (1, 1)}
-"""Fields `token_bank` and `noise_bank` of each row; how large they are makes no difference to a step."""
+"""Fields `token_bank` and `noise_bank` of each row; the size of a bank does not affect the step time."""
 PAIRED = {"online": (0, 0), "token_bank": (1, 0)}
-"""The same for models whose codes hold draws."""
+"""The same for models whose codes include random samples."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(config: Any, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every step of each row, interleaved.
+    """Return the seconds of every step of each row, interleaved.
 
     Raises:
-      UserError: the config's family or method has no use for a bank.
+      UserError: The config's family or method does not support a bank.
     """
     from benchmarks.layouts import Run
     from l2l_jax.experiment.phase import open_phase

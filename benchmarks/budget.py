@@ -1,7 +1,7 @@
 """Cost of a retain budget: `python -m benchmarks budget --config=configs/digits_mae.py`.
 
-Times a step of unlearning and a measurement on the config's own validation images, interleaved, and says by
-how much `config.unlearn.budget_every` makes a run longer. Parameters are random.
+Times an unlearning step and a measurement on the config's validation images, interleaved, and reports the
+relative overhead of measuring every `config.unlearn.budget_every` steps. Parameters are random.
 """
 
 import statistics
@@ -17,18 +17,18 @@ from l2l_jax.cli.common import load_config, parse_flags
 MEASUREMENTS = flags.DEFINE_integer(
     "measurements",
     10,
-    "How often a measurement is timed, with ten steps each; the median counts.",
+    "Number of timed measurements, with ten steps each; the median is reported.",
     lower_bound=1,
 )
 
 STEPS = 10
-"""Steps timed for every measurement."""
+"""Timed steps per measurement."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Time steps and measurements, and print what the budget costs."""
+    """Time steps and measurements, and print the cost of the budget."""
     raw, _ = parse_flags(argv)
-    from benchmarks.layouts import device_facts  # late, to answer a mistyped flag at once
+    from benchmarks.layouts import device_facts  # late import, to report mistyped flags immediately
 
     facts, metrics = device_facts(), cost(load_config(raw), MEASUREMENTS.value)
     print(f"{facts['count']} devices ({facts['kind']})")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def cost(config: Any, measurements: int) -> dict[str, float]:
-    """Medians in milliseconds, and the share by which measurements make a run longer."""
+    """Return medians in milliseconds, and the relative increase of the run time by measurements."""
     import jax
     import jax.numpy as jnp
 

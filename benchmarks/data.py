@@ -1,8 +1,8 @@
-"""Speed of decoding, cropping and handing over images: `python -m benchmarks data`.
+"""Speed of decoding, cropping and loading images: `python -m benchmarks data`.
 
-The images are photographs of 500×375 pixels and some 110 kB, as ImageNet's typically are, made from the two
-that scikit-learn carries. Rates per core are images per second of processor time, so that other programs on
-the machine hardly matter; rates of the pipeline are by the clock.
+The images are photographs of 500×375 pixels and about 110 kB, typical of ImageNet, made from the two that are
+bundled with scikit-learn. Rates per core are images per second of processor time, which other programs on the
+machine hardly affect; rates of the pipeline use wall-clock time.
 """
 
 import argparse
@@ -24,31 +24,31 @@ from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.transforms import Box, Transform, TransformConfig, resize
 
 ROUNDS = 5
-"""Every candidate is timed so often, interleaved; the fastest round counts."""
+"""Number of interleaved timing rounds per candidate; the fastest round is reported."""
 
 
 def decoders() -> dict[str, Callable[[bytes], Any]]:
-    """Decoders by the name of their package, as far as they are installed."""
-    found: dict[str, Callable[[bytes], Any]] = {
+    """Return the installed decoders by name of their package."""
+    installed: dict[str, Callable[[bytes], Any]] = {
         "pillow": lambda file: np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
     }
     with contextlib.suppress(ImportError):
         simplejpeg = importlib.import_module("simplejpeg")
-        found["simplejpeg"] = lambda file: simplejpeg.decode_jpeg(file, "RGB")
+        installed["simplejpeg"] = lambda file: simplejpeg.decode_jpeg(file, "RGB")
     with contextlib.suppress(ImportError):
         cv2 = importlib.import_module("cv2")
         cv2.setNumThreads(1)
-        found["opencv"] = lambda file: cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+        installed["opencv"] = lambda file: cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
     with contextlib.suppress(ImportError):
         imagecodecs = importlib.import_module("imagecodecs")
-        found["imagecodecs"] = imagecodecs.jpeg8_decode
-    return found
+        installed["imagecodecs"] = imagecodecs.jpeg8_decode
+    return installed
 
 
 def rates(
     candidates: dict[str, Callable[[bytes], Any]], files: Sequence[bytes], repeats: int
 ) -> dict[str, float]:
-    """Images per second of processor time of each candidate."""
+    """Return the images per second of processor time of each candidate."""
     best = dict.fromkeys(candidates, float("inf"))
     for _ in range(ROUNDS):
         for name, work in candidates.items():
@@ -63,7 +63,7 @@ def rates(
 def pipeline(
     files: Sequence[bytes], size: int, workers: int, batch_size: int, batches: int
 ) -> dict[str, float]:
-    """Time to the first batch (s), images per second after it, and memory per worker (MB)."""
+    """Return the time to the first batch (s), images per second after it, and memory per worker (MB)."""
     transform = Transform(TransformConfig(crop="random", flip=True), size, training=True)
     start = time.perf_counter()
     stream = TrainingBatches(
@@ -90,7 +90,7 @@ def pipeline(
 
 
 def _memory(process_id: int) -> float:
-    """What a process alone takes, in MB: pages that it shares count in parts. 0 where that is unknown."""
+    """Return the proportional memory of a process in MB, which splits shared pages; 0 if it is unknown."""
     try:
         rollup = pathlib.Path(f"/proc/{process_id}/smaps_rollup").read_text(encoding="utf-8")
     except OSError:
@@ -99,14 +99,14 @@ def _memory(process_id: int) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print tables, and write the metrics as JSON if that is asked for."""
+    """Measure, print tables, and optionally write the metrics as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks data", description=__doc__)
     parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (%(default)s)")
     parser.add_argument(
         "--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of workers (0 1 2)"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="of the pipeline (%(default)s)")
-    parser.add_argument("--batches", type=int, default=20, help="of the pipeline (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per batch (%(default)s)")
+    parser.add_argument("--batches", type=int, default=20, help="timed batches (%(default)s)")
     parser.add_argument("--repeats", type=int, default=25, help="passes over the 4 images (%(default)s)")
     parser.add_argument("--json", type=pathlib.Path, help="file to write")
     args = parser.parse_args(argv[1:])
@@ -128,16 +128,16 @@ def main(argv: Sequence[str]) -> None:
 def measure(
     files: Sequence[bytes], size: int, workers: Sequence[int], batch_size: int, batches: int, repeats: int
 ) -> dict[str, Any]:
-    """All metrics, JSON-able."""
+    """Return all metrics, JSON-serializable."""
     crop = Transform(TransformConfig(crop="random", flip=True), size, training=True)
     numbers = iter(range(10**9))
     timed = rates(decoders() | {"crop": lambda file: crop(file, (0, next(numbers)))}, files, repeats)
     cropped = timed.pop("crop")
     photograph = np.asarray(Image.open(io.BytesIO(files[0])))
-    whole = Box(0, 0, *photograph.shape[:2])
+    full = Box(0, 0, *photograph.shape[:2])
     resizers = {
         "pillow": lambda _: Image.fromarray(photograph).resize((size, size), Image.Resampling.BICUBIC),
-        "cykooz_resizer": lambda _: resize(photograph, whole, size),
+        "cykooz_resizer": lambda _: resize(photograph, full, size),
     }
     return {
         "decode": timed,

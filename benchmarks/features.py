@@ -3,9 +3,9 @@
     pip install -e '.[test-torch]'
     python -m benchmarks features --threads=2
 
-Weights are random, in the layout of the published file, and the same on both sides, which must give the same
-features before anything is timed. PyTorch runs twice: with channels first, as pytorch-fid does, and last. All
-take turns in one process, and the same image sizes: 299 × 299 pixels, so that only the network is timed.
+Both sides use the same random weights in the layout of the published file, and must compute the same features
+before they are timed. PyTorch runs with channels first, as in pytorch-fid, and with channels last. All
+candidates are interleaved in one process. Images have 299 × 299 pixels, so only the network is timed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import usable_cpus
 
 AGREE_WITHIN = 1e-4
-"""Largest difference of the features, as a share of the largest feature."""
+"""Maximum difference of the features, relative to the largest feature."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="default: all CPUs")
     parser.add_argument("--output", type=pathlib.Path, help="write the metrics to this file as JSON")
     args = parser.parse_args(argv[1:])
-    # XLA takes as many threads as there are CPUs that it may run on.
+    # XLA uses as many threads as there are available CPUs.
     os.sched_setaffinity(0, usable_cpus()[: args.threads])
     images = np.random.default_rng(0).integers(0, 256, (args.batch_size, 299, 299, 3), np.uint8)
     sides = open_sides(images, args.threads)
@@ -56,9 +56,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.ndarray]]:
-    """By name, functions that compute the features of uint8 images.
+    """Return functions that compute the features of uint8 images, by name.
 
-    Ours runs as in an evaluation, and scales the pixels, too; PyTorch is given them scaled.
+    l2l_jax runs as in an evaluation, which includes scaling of pixels; PyTorch receives scaled pixels.
 
     Raises:
       UserError: PyTorch is missing.
@@ -66,7 +66,7 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
     try:
         import torch
     except ImportError as error:
-        raise UserError("The benchmark runs PyTorch, too: pip install -e '.[test-torch]'") from error
+        raise UserError("This benchmark needs PyTorch: pip install -e '.[test-torch]'") from error
     import jax
 
     from benchmarks.inception_torch import Inception
@@ -107,28 +107,28 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
 
 
 def _scaled(images: Any) -> Any:
-    """Pixels as Inception sees them."""
+    """Scale pixels as Inception expects them."""
     return (images.astype("float32") - 128) / 128
 
 
 def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:
-    """Raise a UserError unless all compute the same features."""
+    """Raise a UserError unless all sides compute the same features."""
     expected, *others = (side() for side in sides.values())
-    for name, found in zip(list(sides)[1:], others, strict=True):
-        difference = np.abs(found - expected).max() / np.abs(expected).max()
+    for name, computed in zip(list(sides)[1:], others, strict=True):
+        difference = np.abs(computed - expected).max() / np.abs(expected).max()
         if not difference < AGREE_WITHIN:
             raise UserError(f"{name} computes other features: they differ by {difference:.1e} of the largest")
 
 
 def timed(side: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds by the clock and of processor time, of a call."""
+    """Return the wall-clock and processor time of a call, in seconds."""
     clock, processor = time.perf_counter(), time.process_time()
     side()
     return time.perf_counter() - clock, time.process_time() - processor
 
 
 def metrics(taken: Sequence[tuple[float, float]], images: int) -> dict[str, float]:
-    """Images per second: the median, the fastest call, and the fastest per second of processor time."""
+    """Return images per second: the median, the fastest call, and the fastest per processor second."""
     clock, processor = zip(*taken, strict=True)
     return {
         "median": images / statistics.median(clock),
@@ -138,7 +138,7 @@ def metrics(taken: Sequence[tuple[float, float]], images: int) -> dict[str, floa
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A line a side, and how its median compares with that of PyTorch."""
+    """Format one line per side, with the ratio of its median to that of PyTorch."""
     peer = rows["PyTorch"]["median"]
     header = ["images per second", "median", "fastest", "per processor second", "to PyTorch"]
     lines = [[name, *row.values(), row["median"] / peer] for name, row in rows.items()]

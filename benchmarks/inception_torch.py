@@ -1,4 +1,4 @@
-"""FID's Inception-v3 in PyTorch, as functions of a state dict: what our own is timed beside."""
+"""FID's Inception-v3 in PyTorch, as functions of a state dict, for comparison with the JAX version."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ ROW, COLUMN = (0, 3), (3, 0)
 
 
 class Inception:
-    """The network of pytorch-fid's checkpoint pt_inception-2015-12-05-6726825d.pth, in evaluation."""
+    """The network of pytorch-fid's checkpoint pt_inception-2015-12-05-6726825d.pth, in evaluation mode."""
 
     def __init__(self, state_dict: Mapping[str, torch.Tensor]):
         self._weights = state_dict
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Features `[batch, 2048]` of `[batch, 3, height, width]` in [-1, 1]."""
+        """Compute features `[batch, 2048]` of images `[batch, 3, height, width]` in [-1, 1]."""
         x = self._conv(x, "Conv2d_1a_3x3", stride=2)
         x = self._conv(x, "Conv2d_2a_3x3")
         x = F.max_pool2d(self._conv(x, "Conv2d_2b_3x3", padding=1), 3, 2)

@@ -1,4 +1,4 @@
-"""Layouts of all devices, and a step and its parts on them, to time."""
+"""Device layouts, and timing of a step and its parts on them."""
 
 import statistics
 import time
@@ -16,10 +16,10 @@ from l2l_jax.train.step import scaled_pixels
 
 
 def parse_layouts(names: Sequence[str], phase: TrainingPhase) -> dict[str, Parallel]:
-    """Layouts by name; without names one of each sort that the devices allow.
+    """Return layouts by name; without names, one of each kind that the devices support.
 
     Raises:
-      UserError: a name of another form, a mesh of another size, or a batch that does not divide.
+      UserError: A name is invalid, a mesh has a wrong size, or the batch cannot be split.
     """
     count = jax.device_count()
     default = [f"{count}x1", "pmap"]
@@ -33,9 +33,9 @@ def parse_layouts(names: Sequence[str], phase: TrainingPhase) -> dict[str, Paral
 
 
 def step_flops(phase: TrainingPhase) -> float:
-    """Floating-point operations of a step on the whole batch, as XLA counts them in the traced program.
+    """Return the floating-point operations of a step on the global batch, counted by XLA before compilation.
 
-    Loops, and with them accumulated parts but one, count once.
+    Loop bodies are counted once, which includes gradient accumulation.
     """
     one = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
     step, arguments = phase.step(one)
@@ -43,7 +43,7 @@ def step_flops(phase: TrainingPhase) -> float:
 
 
 class Run:
-    """A phase on a layout, compiled and ready, with random parameters."""
+    """A compiled step of a phase on a layout, with random parameters."""
 
     def __init__(self, phase: TrainingPhase, parallel: Parallel):
         self._phase, self._parallel, model = phase, parallel, phase.config.model
@@ -69,7 +69,7 @@ class Run:
         self._seconds: dict[str, list[float]] = {}
 
     def _halves(self) -> dict[str, Callable]:
-        """The first half of a step, and the first two: `(params, frozen, rows) -> arrays`."""
+        """Return the first part of a step, and the first two parts: `(params, frozen, rows) -> arrays`."""
         objective, parallel = self._phase.objective, self._parallel
 
         def inputs(frozen, rows):
@@ -92,7 +92,7 @@ class Run:
         return jax.pmap(function, self._parallel.axis_name, in_axes=(None, None, 0), devices=devices)
 
     def time_once(self) -> None:
-        """One step and its parts; the first call, which compiles the parts, does not count."""
+        """Time one step and its parts; the first call, which compiles the parts, is discarded."""
 
         def timed(name, function, *arguments):
             start = time.perf_counter()
@@ -110,14 +110,14 @@ class Run:
             self.time_once()
 
     def time_step(self) -> float:
-        """Seconds of one step alone, on rows that are on the devices."""
+        """Return the seconds of one step, with rows already on the devices."""
         rows = jax.block_until_ready(self._parallel.rows(self._images))
         start = time.perf_counter()
         self.state, _ = jax.block_until_ready(self._step(self.state, self._frozen, rows))
         return time.perf_counter() - start
 
     def metrics(self, images: int) -> dict[str, float]:
-        """Medians in milliseconds, steps and images per second, seconds to compile."""
+        """Return medians in milliseconds, steps and images per second, and compile time in seconds."""
         median = {name: statistics.median(values) for name, values in self._seconds.items()}
         return {
             "compile_seconds": self.compile_seconds,
@@ -128,7 +128,7 @@ class Run:
 
 
 def device_facts() -> dict[str, Any]:
-    """Return the device that was measured on."""
+    """Describe the device used for the measurements."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,

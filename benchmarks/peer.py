@@ -1,15 +1,15 @@
-r"""Our unlearning step of a MAE or of Palette beside the same one in PyTorch.
+r"""Speed of the unlearning step of a MAE or of Palette compared with an equivalent step in PyTorch.
 
     pip install -e '.[test-torch]'
     python -m benchmarks peer --config=configs/mae.py --config.model.variant=vit_base_patch16 \
         --config.model.dtype=float32 --config.unlearn.batch_size=8
 
-The MAE is `transformers`' ViTMAE; Palette's U-Net is written for this comparison (`peer_unet`). Each side has
-a process of its own with the same number of threads, the same setting of malloc and the same weights; the two
-take turns. On a GPU PyTorch compiles its networks and stores channels last; bfloat16 is autocast. Before
-anything is timed, both compute the loss of one fixed batch, which must be the same number. A step draws noise
-and masks, runs student and teacher, clips, and updates with AdamW (PyTorch's fused one) and the moving
-average. Images are random and lie in the host's memory.
+The MAE is `transformers`' ViTMAE; Palette's U-Net was written for this comparison (`peer_unet`). Each side
+runs in its own process with the same number of threads, malloc settings and weights; their steps are
+interleaved. On a GPU, PyTorch compiles its networks and uses channels last; bfloat16 is autocast. Before
+timing, the losses of both sides on one fixed batch are checked for equality. A step samples noise and masks,
+runs student and teacher, clips gradients, and updates with AdamW (fused in PyTorch) and the moving average.
+Images are random and stored in host memory.
 """
 
 import multiprocessing
@@ -29,10 +29,10 @@ from l2l_jax.utils.runtime import usable_cpus
 THREADS = flags.DEFINE_integer("threads", None, "Threads of each side. Default: one per CPU.", lower_bound=1)
 
 FAMILIES = ("mae", "palette")
-"""What the PyTorch side knows; named here because its own table needs PyTorch."""
+"""Families that the PyTorch side supports; repeated here because its own table needs PyTorch."""
 
 AGREE_WITHIN = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Relative difference of the two losses beyond which the sides do not compute the same, by type."""
+"""Maximum relative difference of the two losses by dtype."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,27 +49,27 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check(config: Any) -> None:
-    """Raise a UserError unless the PyTorch side can do what the config asks for."""
+    """Raise a UserError unless the PyTorch side supports the config."""
     if config.family not in FAMILIES:
-        known = " and ".join(FAMILIES)
-        raise UserError(f"config.model.family is {config.family!r}; the PyTorch side knows {known} only.")
-    asked = {
+        names = " and ".join(FAMILIES)
+        raise UserError(f"config.model.family is {config.family!r}; the PyTorch side supports only {names}.")
+    fields = {
         "config.unlearn.method": (config.unlearn.method, "encoder"),
         "config.unlearn.encoder.noise": (getattr(config.unlearn.options, "noise", "normal"), "normal"),
         "config.unlearn.accumulate": (config.unlearn.accumulate, 1),
     }
     if config.family == "palette":
-        asked["config.model.teacher_noise"] = (config.model.teacher_noise, "hole")
-    for field, (given, wanted) in asked.items():
-        if given != wanted:
-            raise UserError(f"{field} is {given!r}; the PyTorch side knows {wanted!r} only.")
+        fields["config.model.teacher_noise"] = (config.model.teacher_noise, "hole")
+    for field, (value, supported) in fields.items():
+        if value != supported:
+            raise UserError(f"{field} is {value!r}; the PyTorch side supports only {supported!r}.")
 
 
 def measure(raw: Any, *, threads: int, rounds: int) -> dict[str, Any]:
-    """Seconds of every step of both sides, interleaved, after one that is not timed.
+    """Return the seconds of every step of both sides, interleaved, after one warm-up step.
 
     Raises:
-      UserError: There are fewer CPUs than threads of a side, a package is missing, or the losses differ.
+      UserError: There are fewer CPUs than threads per side, a package is missing, or the losses differ.
     """
     cpus = usable_cpus()
     if threads > len(cpus):
@@ -100,7 +100,7 @@ def measure(raw: Any, *, threads: int, rounds: int) -> dict[str, Any]:
 
 
 class _Side:
-    """A process that answers questions."""
+    """A process that runs one side and answers requests."""
 
     def __init__(self, name: str, raw: Any, cpus: Sequence[int]):
         context = multiprocessing.get_context("spawn")
@@ -111,7 +111,7 @@ class _Side:
         theirs.close()
 
     def ask(self, *question: Any) -> Any:
-        """Return the process's answer; raise the UserError that it raised, or a RuntimeError if it ended."""
+        """Return the process's answer; raise its UserError, or a RuntimeError if the process has ended."""
         self._connection.send(question)
         try:
             answer = self._connection.recv()
@@ -122,14 +122,14 @@ class _Side:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         self._connection.close()
         self._process.join(5)
         self._process.kill()
 
 
 def _answer(connection: Any, name: str, raw: dict[str, Any], cpus: list[int]) -> None:
-    """The program of a side: `(question, *arguments)` in, answers out, until the pipe is closed."""
+    """Receive `(question, *arguments)` and send answers until the pipe is closed (main loop of a side)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
     side: Any = None

@@ -1,4 +1,4 @@
-"""Our side of `benchmarks.peer`, and the batch on which both compare their losses."""
+"""The JAX side of `benchmarks.peer`, and the batch on which both sides compare their losses."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ from l2l_jax.train.parallel import make_parallel
 
 
 def fixed_batch(model: Model, rows: int) -> dict[str, dict[str, np.ndarray]]:
-    """Images of the sets "retain", "forget" and "noise", and what T draws for the first two.
+    """Return images of the sets "retain", "forget" and "noise", and random inputs of T for the first two.
 
     Returns:
       "images" by set, within the model's range; "retain" and "forget": for a MAE, "order" `[row, patch]`,
-      numbers whose order decides on the mask; for Palette, the draw of `Palette.corrupt_with`.
+      values whose order determines the mask; for Palette, the random inputs of `Palette.corrupt_with`.
     """
     rng = np.random.default_rng(0)
     shape, (low, high) = (rows, *model.image_shape), model.value_range
@@ -44,7 +44,7 @@ def fixed_batch(model: Model, rows: int) -> dict[str, dict[str, np.ndarray]]:
 
 
 def fixed_inputs(model: Model, rows: int) -> UnlearningInputs:
-    """What student and teacher see of `fixed_batch`."""
+    """Return the inputs of student and teacher for `fixed_batch`."""
     batch = fixed_batch(model, rows)
     images = batch["images"]
     if isinstance(model, Palette):
@@ -67,33 +67,33 @@ class Ours:
         self._run = Run(phase, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
 
     def _params(self) -> Any:
-        """Fresh parameters, none of which is zero: a part that starts at zero would compute nothing."""
+        """Return initial parameters, perturbed because layers initialized to zero would have no effect."""
         fresh, key = jax.jit(self._config.model.init)(jax.random.key(0))["encoder"], jax.random.key(1)
         flat, tree = jax.flatten_util.ravel_pytree(fresh)
         return tree(flat + 0.02 * jax.random.normal(key, flat.shape))
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The encoder's parameters, by their path."""
+        """Return the encoder's parameters by path."""
         return flax.traverse_util.flatten_dict(jax.device_get(self._params()), sep="/")
 
     def loss(self) -> float:
-        """The loss of `fixed_batch`, with one set of weights for student and teacher."""
+        """Return the loss of `fixed_batch`, with the same weights for student and teacher."""
         model, cfg = self._config.model, self._config.unlearn
-        seen = fixed_inputs(model, cfg.batch_size)
+        inputs = fixed_inputs(model, cfg.batch_size)
 
-        def loss(params, seen):
-            return encoder_unlearning_loss(model.encode, params, params, seen, alpha=cfg.alpha)[0]
+        def loss(params, inputs):
+            return encoder_unlearning_loss(model.encode, params, params, inputs, alpha=cfg.alpha)[0]
 
-        return float(jax.jit(loss)(self._params(), seen))
+        return float(jax.jit(loss)(self._params(), inputs))
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Run one step and return its seconds."""
         return self._run.time_step()
 
     def images(self) -> int:
-        """Images of a step."""
+        """Return the number of images per step."""
         return 2 * self._config.unlearn.batch_size
 
     def versions(self) -> str:
-        """What computed."""
+        """Return the versions of the packages."""
         return f"l2l_jax, JAX {jax.__version__}"

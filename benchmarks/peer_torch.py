@@ -18,16 +18,16 @@ try:
     from benchmarks.peer_vit_mae import MAEEncoder
 except ImportError as error:
     raise UserError(
-        f"{error.name} is missing, which this benchmark compares with: pip install -e '.[test-torch]'"
+        f"This benchmark needs {error.name}, which is missing: pip install -e '.[test-torch]'"
     ) from error
 
 ENCODERS = {"mae": MAEEncoder, "palette": PaletteEncoder}
-"""By `config.model.family`. An encoder has a `network` with a `name`. It translates our weights, draws for T,
-applies T to images, and computes the features of the result."""
+"""Encoders by `config.model.family`. An encoder has a `network` and a `name`. It converts JAX weights,
+samples the random inputs of T, applies T to images, and computes the features of the result."""
 
 
 class Peer:
-    """Student, teacher and optimizer of a config, with so many threads of PyTorch."""
+    """Student, teacher and optimizer of a config in PyTorch with `threads` threads."""
 
     def __init__(self, raw: dict[str, Any], threads: int):
         torch.set_num_threads(threads)
@@ -50,7 +50,7 @@ class Peer:
         }
 
     def weights(self, ours: Mapping[str, np.ndarray]) -> None:
-        """Start student and teacher from our encoder's parameters, by their path."""
+        """Initialize student and teacher from the JAX encoder's parameters by path."""
         self._student.load_state_dict(self._encoder.state_dict(ours))
         self._teacher = copy.deepcopy(self._student).requires_grad_(False).eval()
         self._networks = [self._student, self._teacher]
@@ -74,12 +74,12 @@ class Peer:
         )
 
     def loss(self) -> float:
-        """The loss of `fixed_batch`, with one set of weights for student and teacher."""
+        """Return the loss of `fixed_batch`, with the same weights for student and teacher."""
         with torch.no_grad():
             return float(self._loss(**self._batch))
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Run one step and return its seconds."""
         start = time.perf_counter()
         retain, forget = (self._batch["images"][name] for name in ("retain", "forget"))
         std, mean = torch.std_mean(torch.stack([retain, forget]))
@@ -97,17 +97,17 @@ class Peer:
         return time.perf_counter() - start
 
     def _loss(self, images: Mapping[str, Any], retain: Any, forget: Any) -> torch.Tensor:
-        seen, by_teacher = self._encoder.seen(images, retain, forget)
+        student_inputs, teacher_inputs = self._encoder.inputs(images, retain, forget)
         student_network, teacher_network = self._networks
         with self._precision:
-            student = self._encoder.features(student_network, seen)
+            student = self._encoder.features(student_network, student_inputs)
             with torch.no_grad():
-                teacher = self._encoder.features(teacher_network, by_teacher)
+                teacher = self._encoder.features(teacher_network, teacher_inputs)
         halves = [(s.float() - t.float()).square().chunk(2) for s, t in zip(student, teacher, strict=True)]
         return sum(first.mean() + self._cfg.alpha * second.mean() for first, second in halves)
 
     def versions(self) -> str:
-        """What computed."""
+        """Return the versions of the packages."""
         return f"{self._encoder.name}, PyTorch {torch.__version__}"
 
 

@@ -1,7 +1,7 @@
 """Palette's encoder in PyTorch, for `benchmarks.peer`.
 
-Written for this comparison in the usual way of PyTorch: modules of `torch.nn`, channels first, SDPA
-attention. Modules are named as in the original state dict (`l2l_jax.models.palette.convert`).
+Written for this comparison as idiomatic PyTorch: modules of `torch.nn`, channels first, SDPA attention.
+Modules are named as in the original state dict (`l2l_jax.models.palette.convert`).
 """
 
 import math
@@ -62,7 +62,7 @@ class _Attention(nn.Module):
 
 
 class UNetEncoder(nn.Module):
-    """γ embedding, input blocks and middle block of the sizes of `config`, for images of `channels`."""
+    """γ embedding, input blocks and middle block with the sizes of `config`, for images with `channels`."""
 
     def __init__(self, config: UNetConfig, channels: int):
         super().__init__()
@@ -85,8 +85,8 @@ class UNetEncoder(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, gamma: torch.Tensor) -> list[torch.Tensor]:
-        """`[batch, 2 · channel, height, width]`, `[batch]` → the feature maps of every input block and of
-        the middle block."""
+        """Map `[batch, 2 · channel, height, width]` and `[batch]` to the feature maps of all input blocks and
+        of the middle block."""
         frequency = torch.exp(-math.log(10000) * torch.arange(self._half) / self._half)
         angle = gamma[:, None] * frequency
         embedding = self.cond_embed(torch.cat([angle.cos(), angle.sin()], dim=-1))
@@ -99,7 +99,7 @@ class UNetEncoder(nn.Module):
 
 
 class PaletteEncoder:
-    """`UNetEncoder` of the sizes of `model`, and Palette's T."""
+    """`UNetEncoder` with the sizes of `model`, and Palette's T."""
 
     name = "our U-Net"
 
@@ -111,12 +111,12 @@ class PaletteEncoder:
         self._gammas = torch.tensor(cumulative_gammas(model.betas), dtype=torch.float32)
 
     def state_dict(self, ours: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """`network`'s weights, from our encoder's parameters by path."""
+        """Convert the JAX encoder's parameters by path to the weights of `network`."""
         params = {"encoder": traverse_util.unflatten_dict(dict(ours), sep="/")}
         return {key: torch.from_numpy(value) for key, value in to_torch(UNET, params).items()}
 
     def draw(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What T draws for so many images."""
+        """Sample the random inputs of T for these images."""
         rows = len(images)
         t = torch.randint(1, len(self._gammas), (rows,))
         mask, turned = self._masks[torch.randint(len(self._masks), (rows,))], torch.rand(rows, 1, 1) < 0.5
@@ -127,10 +127,10 @@ class PaletteEncoder:
             "noise": torch.randn_like(images),
         }
 
-    def seen(self, images: Mapping[str, torch.Tensor], retain: Any, forget: Any) -> tuple[Any, Any]:
-        """What student and teacher see, by the draws for retain and forget images.
+    def inputs(self, images: Mapping[str, torch.Tensor], retain: Any, forget: Any) -> tuple[Any, Any]:
+        """Return the inputs of student and teacher, given the random inputs for retain and forget images.
 
-        In place of a forget image, the teacher sees the noise of the draw inside the mask.
+        For forget images, the teacher receives pure noise inside the mask.
         """
         draw = {key: torch.cat([retain[key], forget[key]]) for key in retain}
         pixels, mask = torch.cat([images["retain"], images["forget"]]), draw["mask"][:, None]
@@ -144,6 +144,6 @@ class PaletteEncoder:
         )
         return student, teacher
 
-    def features(self, network: Any, seen: Any) -> list[torch.Tensor]:
-        """The encoder's features of what `seen` gave."""
-        return network(*seen)
+    def features(self, network: Any, inputs: Any) -> list[torch.Tensor]:
+        """Compute the encoder's features for one result of `inputs`."""
+        return network(*inputs)

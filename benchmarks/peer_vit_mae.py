@@ -1,4 +1,4 @@
-"""A MAE's encoder in PyTorch, for `benchmarks.peer`: `transformers`' ViTMAE."""
+"""The MAE encoder in PyTorch for `benchmarks.peer`: `transformers`' ViTMAE."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ WEIGHTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 class MAEEncoder:
-    """`ViTMAEModel` of the sizes of `model`, with SDPA attention."""
+    """`ViTMAEModel` with the sizes of `model` and SDPA attention."""
 
     name = f"transformers {transformers.__version__}"
 
@@ -49,35 +49,35 @@ class MAEEncoder:
         self._std = torch.tensor(model.pixel_std).reshape(per_channel)
 
     def state_dict(self, ours: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """`network`'s weights, from our encoder's parameters by path."""
-        found = {
+        """Convert the JAX encoder's parameters by path to the weights of `network`."""
+        weights = {
             name: torch.from_numpy(np.array(part, copy=True))
             for path, value in ours.items()
             for name, part in _torch_names(path, value)
         }
-        # A ViTMAEModel that is made from a configuration leaves them zero.
+        # A ViTMAEModel created from a config initializes positions to zero.
         positions = sincos_position_table(self._model.width, self._model.grid)[None]
-        return {**found, POSITIONS: torch.from_numpy(positions)}
+        return {**weights, POSITIONS: torch.from_numpy(positions)}
 
     def draw(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What T draws for so many images."""
+        """Sample the random inputs of T for these images."""
         return {"order": torch.rand(len(images), self._model.grid**2)}
 
-    def seen(self, images: Mapping[str, torch.Tensor], retain: Any, forget: Any) -> tuple[Any, Any]:
-        """What student and teacher see, by the draws for retain and forget images."""
+    def inputs(self, images: Mapping[str, torch.Tensor], retain: Any, forget: Any) -> tuple[Any, Any]:
+        """Return the inputs of student and teacher, given the random inputs for retain and forget images."""
         order = torch.cat([retain["order"], forget["order"]])
         pairs = ((images["retain"], images[second]) for second in ("forget", "noise"))
         student, teacher = (((torch.cat(pair) - self._mean) / self._std, order) for pair in pairs)
         return student, teacher
 
-    def features(self, network: Any, seen: Any) -> list[torch.Tensor]:
-        """The encoder's features of what `seen` gave."""
-        pixels, order = seen
+    def features(self, network: Any, inputs: Any) -> list[torch.Tensor]:
+        """Compute the encoder's features for one result of `inputs`."""
+        pixels, order = inputs
         return [network(pixels, noise=order).last_hidden_state]
 
 
 def _torch_names(path: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Names and values in `ViTMAEModel` of one of our arrays."""
+    """Return the names and values in `ViTMAEModel` for one JAX array."""
     if path == "cls_token":
         return [(TOP[path], value)]
     module, _, leaf = path.rpartition("/")

@@ -1,4 +1,4 @@
-"""Photographs to measure with; loads neither JAX nor grain, for worker processes import it."""
+"""Photographs for the benchmarks; must not import JAX or grain, because worker processes import it."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ BYTES = 110_000
 
 
 class Photographs:
-    """As many records as wanted of a few JPEG files."""
+    """A source of `count` records that repeats a few JPEG files."""
 
     class_names = ("photograph",)
 
@@ -26,8 +26,8 @@ class Photographs:
 
 
 def photographs() -> list[bytes]:
-    """Mirrored and unmirrored photographs of `SIZE` as JPEGs of at least `BYTES`."""
-    from sklearn.datasets import load_sample_image  # not in the workers
+    """Return original and mirrored photographs of `SIZE` as JPEGs of at least `BYTES`."""
+    from sklearn.datasets import load_sample_image  # late import, to avoid it in workers
 
     files = []
     for name in ("china.jpg", "flower.jpg"):

@@ -1,11 +1,11 @@
-"""Matrix products and convolutions alone, by XLA and by PyTorch: `python -m benchmarks products`.
+"""Speed of matrix products and convolutions in XLA and PyTorch: `python -m benchmarks products`.
 
     pip install -e '.[test-torch]'
     python -m benchmarks products
 
 The shapes are those of a ViT-B block of `configs/mae.py` with 8 + 8 images, and of Palette's residual blocks
-with 2 + 2 images of 128 pixels, float32, channels last here and first in PyTorch. All take turns in one
-process on one core and are measured in processor time.
+with 2 + 2 images of 128 pixels, in float32, channels last in XLA and first in PyTorch. All measurements are
+interleaved in one process on one core, in processor time.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import usable_cpus
 
 ROWS = 16 * 50
-"""Tokens that MAE's encoder sees of a batch."""
+"""Tokens of a batch that the MAE encoder receives."""
 DENSE = {"qkv": (768, 2304), "attention output": (768, 768), "MLP in": (768, 3072), "MLP out": (3072, 768)}
 CONVOLUTIONS = ((128, 64), (64, 128), (32, 256), (16, 512))
-"""Side of the feature map, and its channels; kernels are 3 × 3."""
+"""Side and channels of the feature map; kernels are 3 × 3."""
 KINDS = ("forward", "input's gradient", "kernel's gradient")
 
 Case = tuple[str, Callable, Sequence[Callable], Sequence[tuple[int, ...]]]
-"""A name, the function, PyTorch's for each of `KINDS`, and shapes of input, kernel and output's gradient."""
+"""Name, JAX function, PyTorch functions for `KINDS`, and shapes of input, kernel and output's gradient."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         import torch
     except ImportError as error:
-        raise UserError("The benchmark runs PyTorch, too: pip install -e '.[test-torch]'") from error
+        raise UserError("This benchmark needs PyTorch: pip install -e '.[test-torch]'") from error
     from jax import lax
 
     from l2l_jax.models.layers.convolution import convolution
@@ -73,10 +73,10 @@ def main(argv: Sequence[str]) -> None:
         for (side, width), image in images.items()
     ]
     rows: list[list[Any]] = []
-    for what, cases in {"all products": products, "all convolutions": convolved}.items():
-        some = [row for case in cases for row in measure(case, args.rounds)]
-        xla, peer = (sum(row[column] for row in some) for column in (2, 3))
-        rows += [*some, [what, "", xla, peer, xla / peer]]
+    for title, cases in {"all products": products, "all convolutions": convolved}.items():
+        measured = [row for case in cases for row in measure(case, args.rounds)]
+        xla, peer = (sum(row[column] for row in measured) for column in (2, 3))
+        rows += [*measured, [title, "", xla, peer, xla / peer]]
     header = ["", "", "XLA, ms", "PyTorch, ms", "ratio"]
     print(tabulate(rows, header, tablefmt="github", floatfmt=("", "", ".1f", ".1f", ".2f")))
 
@@ -101,8 +101,8 @@ def measure(case: Case, rounds: int) -> list[list[Any]]:
             "xla": partial(jax.jit(function), *map(jax.device_put, arrays)),
             "torch": partial(peer, *given),
         }
-        expected, found = calls["torch"]().numpy(), _channels_first(calls["xla"]())
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+        expected, computed = calls["torch"]().numpy(), _channels_first(calls["xla"]())
+        np.testing.assert_allclose(computed, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
         seconds = in_turns({side: partial(_timed, call) for side, call in calls.items()}, rounds)
         xla, torchs = (1000 * statistics.median(seconds[side]) for side in ("xla", "torch"))
         rows.append([name, kind, xla, torchs, xla / torchs])
@@ -110,7 +110,7 @@ def measure(case: Case, rounds: int) -> list[list[Any]]:
 
 
 def _channels_first(array: Any) -> np.ndarray:
-    """Return images NHWC as NCHW and kernels HWIO as OIHW; matrices as they are."""
+    """Convert images from NHWC to NCHW and kernels from HWIO to OIHW; matrices are unchanged."""
     axes = {2: (0, 1), 4: (3, 2, 0, 1) if array.shape[:2] == (3, 3) else (0, 3, 1, 2)}[array.ndim]
     return np.ascontiguousarray(np.asarray(array).transpose(axes))
 

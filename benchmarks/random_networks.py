@@ -1,7 +1,6 @@
-"""Files of random weights in the layouts in which feature networks are published.
+"""Files of random weights in the published layouts of feature networks.
 
-For benchmarks and rehearsals: networks of full size are read, run and measured with, though what they say
-means nothing.
+They let benchmarks and rehearsals load and run networks of full size; the computed metrics are meaningless.
 """
 
 import pathlib
@@ -17,22 +16,22 @@ from l2l_jax.models import mapping
 
 
 def write(name: str, path: str | pathlib.Path, tower: str) -> None:
-    """Write the weights of a network of `config.evaluate.networks` as a .safetensors file.
+    """Write random weights of a network of `config.evaluate.networks` to a .safetensors file.
 
-    CLIP is one of `clip.PUBLISHED`, such as "ViT-H/14", as transformers saves it.
+    For CLIP, `tower` is a key of `clip.PUBLISHED`, such as "ViT-H/14"; the layout is that of transformers.
     """
     arrays = clip_tower(tower) if name == "clip" else CONVOLUTIONS[name]()[0]
     save_file(arrays, path)
 
 
 def inception_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A state dict with the keys of Inception's published file, and the same as a tree."""
+    """Return a state dict with the keys of Inception's published file, and the same weights as a tree."""
     stored = _filled(convolutions.apart(_shapes(inception.Inception(), inception.IMAGE_SIZE)))
     return mapping.to_torch(inception.TABLE, stored), stored
 
 
 def resnet50_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The same of ResNet-50 for Places-365."""
+    """Return a state dict and a tree of ResNet-50 for Places-365; see `inception_weights`."""
     stored = _filled(convolutions.apart(_shapes(resnet.ResNet50(), resnet.IMAGE_SIZE)))
     return mapping.to_torch(resnet.TABLE, stored), stored
 
@@ -41,7 +40,7 @@ CONVOLUTIONS = {"inception": inception_weights, "resnet50": resnet50_weights}
 
 
 def clip_tower(tower: str) -> dict[str, np.ndarray]:
-    """The state dict of one of CLIP's vision towers as transformers saves it."""
+    """Return the state dict of one of CLIP's vision towers in the layout of transformers."""
     sizes = clip.PUBLISHED[tower]
     return mapping.to_torch(clip.TRANSFORMERS, _filled(_shapes(clip.Tower(sizes), sizes.image_size)))
 
@@ -52,7 +51,7 @@ def _shapes(network: Any, side: int) -> Mapping[str, Any]:
 
 
 def _filled(shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of arrays through which signals neither vanish nor explode."""
+    """Sample a tree of arrays with scales that keep activations from vanishing or exploding."""
     rng = np.random.default_rng(0)
 
     def value(path: Any, like: Any) -> np.ndarray:

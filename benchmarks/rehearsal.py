@@ -1,9 +1,9 @@
-"""A published config rehearsed at full size: `python -m benchmarks rehearsal configs/mae.py`.
+"""Rehearsal of a published config at full size: `python -m benchmarks rehearsal configs/mae.py`.
 
-Everything but the weights is real. Random weights of the model and of the networks that measure its images
-are written in the published layouts; the model is imported; a few unlearning steps are taken on JPEGs; a few
-images of each set are restored and measured; report and pictures are written. A table shows time and peak
-memory of each phase. Flags after `--` go to `l2l_jax.main`, such as --config.model.sampling_steps=4.
+Everything except the weights is real. Random weights of the model and of the feature networks are written in
+the published layouts. The model is imported and unlearned for a few steps on JPEGs, a few images of each set
+are inpainted and evaluated, and the report is written with its images. A table shows time and peak memory of
+each phase. Flags after `--` are passed to `l2l_jax.main`, such as --config.model.sampling_steps=4.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from l2l_jax.evals.features.clip import PUBLISHED as TOWERS
 from l2l_jax.models.base import FAMILIES
 
 SIDES = (320, 500)
-"""Least and greatest side of the JPEGs in pixels."""
+"""Minimum and maximum side of the JPEGs in pixels."""
 
 CLASSES = {"temple": "china.jpg", "flower": "flower.jpg", "mirrored_temple": "china.jpg"}
-"""Retained, forgotten, and neither; each is made of parts of one photograph."""
+"""The retain class, the forget class and another class, each made of crops of one photograph."""
 
 RANDOM_WEIGHTS = """
 import pathlib, runpy, sys
@@ -46,17 +46,17 @@ export_model(pathlib.Path(folder), pathlib.Path(file))
 """
 
 PHASES = {
-    "pretrain": "weights read",
+    "pretrain": "loading weights",
     "unlearn": "unlearning",
-    "evaluate": "restoring and measuring",
+    "evaluate": "inpainting and evaluation",
 }
-"""What the phases of a run do in a rehearsal, by their names in its report."""
+"""Descriptions of the phases of a run, by their names in its report."""
 
 RANDOM_NETWORK = "import sys; from benchmarks.random_networks import write; write(*sys.argv[1:])"
 
 
 class Phase(NamedTuple):
-    """A process that has ended: times by the clock and of all threads, and greatest memory, 10⁹ bytes."""
+    """A finished process: wall-clock time, processor time of all threads, and peak memory in 10⁹ bytes."""
 
     name: str
     seconds: float
@@ -65,16 +65,16 @@ class Phase(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Rehearse the config that the command line names, print a table and write JSON."""
+    """Rehearse the config named on the command line, print a table and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks rehearsal", description=__doc__)
     parser.add_argument("config", help="FILE or FILE:VARIANT, such as configs/mae.py")
     parser.add_argument(
         "--folder", type=pathlib.Path, help="of all that is made; default: runs/rehearsal_NAME"
     )
-    parser.add_argument("--steps", type=int, default=3, help="of unlearning (%(default)s)")
-    parser.add_argument("--images", type=int, default=8, help="of each set that are restored (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=2, help="of unlearning, each set (%(default)s)")
-    parser.add_argument("--clip", default="ViT-H/14", choices=TOWERS, help="tower of CLIP (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="unlearning steps (%(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="inpainted images per set (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=2, help="images per set in a step (%(default)s)")
+    parser.add_argument("--clip", default="ViT-H/14", choices=TOWERS, help="CLIP tower (%(default)s)")
     given = list(argv[1:])
     end = given.index("--") if "--" in given else len(given)
     args, flags = parser.parse_args(given[:end]), given[end + 1 :]
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """A line for each process, and one for each phase of the run."""
+    """Format one line per process, and one per phase of the run."""
     rows = [list(phase.values()) for phase in report["phases"]]
     for name, seconds in report["durations_seconds"].items():
         memory = report["peak_memory_gib_after"][name] * 2**30 / 1e9
@@ -111,16 +111,16 @@ def rehearse(
     *,
     tower: str = "ViT-H/14",
 ) -> dict[str, Any]:
-    """Run all phases with so many steps and test images of each set; what `folder/rehearsal.json` then holds.
+    """Run all phases and return the report, which is also written to `folder/rehearsal.json`.
 
     Args:
-      spec: FILE or FILE:VARIANT.
-      folder: Folder to make.
-      steps: Steps of unlearning.
-      images: Test images of each set.
-      batch_size: Images of each set in a step.
-      flags: Further flags of `l2l_jax.main`.
-      tower: CLIP's, if the config measures with it.
+      spec: Config as FILE or FILE:VARIANT.
+      folder: Folder to create.
+      steps: Number of unlearning steps.
+      images: Test images per set.
+      batch_size: Images per set in a step.
+      flags: Additional flags of `l2l_jax.main`.
+      tower: CLIP tower, if the config evaluates with CLIP.
 
     Raises:
       UserError: The folder exists, or a phase failed.
@@ -148,7 +148,7 @@ def rehearse(
             _run(f"random weights, {name}", ["-c", RANDOM_NETWORK, name, written, tower])
             for name, written in networks.items()
         ),
-        _run(f"{steps} steps, {3 * images} images restored twice, report", ["-m", *run]),
+        _run(f"{steps} steps, {3 * images} images inpainted twice, report", ["-m", *run]),
     ]
     metrics = json.loads((folder / "run/report/metrics.json").read_text())
     report = {
@@ -163,7 +163,7 @@ def rehearse(
 
 
 def make_jpegs(folder: pathlib.Path, counts: dict[str, int]) -> None:
-    """Write `folder/<split>/<class>/<number>.jpg`: parts of scikit-learn's photographs, `counts` by split."""
+    """Write `folder/<split>/<class>/<number>.jpg`: crops of scikit-learn's photographs, `counts` by split."""
     from sklearn.datasets import load_sample_image
 
     rng = np.random.default_rng(0)
@@ -181,14 +181,14 @@ def make_jpegs(folder: pathlib.Path, counts: dict[str, int]) -> None:
 
 
 def _hidden(config: Config) -> list[str]:
-    """What `weights import` must be told: fields that weights do not show."""
+    """Return the flags of `weights import` for fields that cannot be inferred from weights."""
     family = FAMILIES[config.family]
     names = dict.fromkeys((*family.FORMATS[0].hidden, *family.TRAINED_WITH))
     return [f"--set={name}={getattr(config.model, name)}" for name in names]
 
 
 def _run(name: str, arguments: Sequence[Any]) -> Phase:
-    """Run Python; what it took."""
+    """Run a Python process and return its time and memory."""
     start = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], env={**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -3,10 +3,10 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m benchmarks step --config=configs/digits_mae.py --layouts=8x1,4x2,pmap
 
-All layouts are measured in one run, interleaved: compare them, not runs. Images are random and lie in the
-host's memory. Besides the step: handing a batch over (under pmap a part of every call), making what student
-and teacher see ("prepare"), and that with loss and gradient ("gradient"). What is left of a step is the
-optimiser and, under pmap, the sum over the devices.
+All layouts are measured interleaved in one run; compare layouts, not runs. Images are random and stored in
+host memory. In addition to the step, the benchmark times transferring a batch (part of every call under
+pmap), computing the inputs of student and teacher ("prepare"), and these with loss and gradient ("gradient").
+The remainder of a step is the optimizer and, under pmap, the sum over devices.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from benchmarks.turns import write_report
 from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.phase_flags import LAYOUTS, STAGE
 
-ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each is timed; the median counts.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 20, "Timed steps per layout; the median is reported.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
     """Time the step on every layout and print a table."""
     raw, _ = parse_flags(argv)
-    # Imported late: a mistyped flag is answered at once.
+    # Late imports, to report mistyped flags immediately.
     from benchmarks.layouts import Run, device_facts, parse_layouts
     from l2l_jax.experiment.phase import open_phase
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """One line a layout, and how long its step takes compared with the first."""
+    """Format one line per layout, with the time of its step relative to the first layout."""
     first = next(iter(rows.values()))["step ms"]
     parts = ("hand over", "prepare", "gradient", "step")
     lines = []

@@ -1,10 +1,10 @@
-"""Network traffic of a step, from the compiled program: `python -m benchmarks traffic`.
+"""Network traffic of a step, read from the compiled program: `python -m benchmarks traffic`.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m benchmarks traffic --config=configs/vqgan.py
 
-Nothing is run and no parameters are made: published sizes need only the time to compile them, and virtual
-devices do. Bytes are what every device sends by the algorithms on a ring.
+Nothing is executed and no parameters are created, so published sizes need only compilation, and virtual
+devices suffice. Bytes are those that every device sends with ring algorithms.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.phase_flags import LAYOUTS, STAGE
 
 QUICKLY = {"xla_backend_optimization_level": 0}
-"""Machine code is not looked at."""
+"""Compiler options: machine code is not needed."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Compile the step on every layout and print a table."""
     raw, _ = parse_flags(argv)
-    # Imported late: a mistyped flag is answered at once.
+    # Late imports, to report mistyped flags immediately.
     from benchmarks.layouts import device_facts, parse_layouts, step_flops
     from l2l_jax.experiment.phase import open_phase
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def traffic(phase: Any, parallel: Any) -> dict[str, Any]:
-    """By kind of collective what each device sends in a step on a layout, and the memory of one device.
+    """Return the bytes that each device sends per step by kind of collective, and the memory of one device.
 
     Returns:
       `{"collectives": {kind: {"count", "bytes_sent"}}, "arguments_bytes", "temporary_bytes"}`.
@@ -60,7 +60,7 @@ def traffic(phase: Any, parallel: Any) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Megabytes by layout and kind."""
+    """Format megabytes by layout and kind."""
     kinds = sorted({kind for row in rows.values() for kind in row["collectives"]})
     lines = []
     for name, row in rows.items():

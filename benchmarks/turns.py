@@ -1,4 +1,4 @@
-"""Timing several things interleaved, so that what disturbs the machine disturbs all of them."""
+"""Interleaved timing of several candidates, which exposes all of them to the same disturbances."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def in_turns(timed: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """The seconds that each call returned, round by round; a first round, which warms up, is left out."""
+    """Return the seconds that each call returned in each round, without the first, warm-up round."""
     seconds: dict[str, list[T]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, call in timed.items():
@@ -25,7 +25,7 @@ def in_turns(timed: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, lis
 
 
 def table(seconds: Mapping[str, Sequence[float]], reference: str) -> str:
-    """One line a name: median and quartiles, and the median as a multiple of `reference`'s."""
+    """Format one line per name: median, quartiles, and the ratio of the median to that of `reference`."""
     unit = statistics.median(seconds[reference])
     lines = []
     for name, values in seconds.items():
@@ -36,6 +36,6 @@ def table(seconds: Mapping[str, Sequence[float]], reference: str) -> str:
 
 
 def write_report(report: Mapping[str, Any]) -> None:
-    """Write a report to the file that --output names, if it names one."""
+    """Write a report to the file given by --output, if any."""
     if OUTPUT.value:
         pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -95,7 +95,7 @@ def test_metrics_of_reading():
 
 def test_an_unknown_benchmark_is_a_sentence(run_here):
     code, _, errors = run_here(program.main, "dat")
-    assert code == 1 and errors.startswith("Error: Which benchmark? python -m benchmarks")
+    assert code == 1 and errors.startswith("Error: The name of a benchmark is required: python -m benchmarks")
 
 
 def test_features_of_both_sides_must_be_equal():
@@ -154,9 +154,9 @@ def test_our_step_and_pytorchs_compute_the_same(name, version):
         (
             "digits_diffusion",
             {"model.teacher_noise": "everywhere"},
-            "config.model.teacher_noise is 'everywhere'; the PyTorch side knows 'hole' only",
+            "config.model.teacher_noise is 'everywhere'; the PyTorch side supports only 'hole'",
         ),
-        ("digits_vqgan", {}, "config.model.family is 'mage'; .* knows mae and palette only"),
+        ("digits_vqgan", {}, "config.model.family is 'mage'; .* supports only mae and palette"),
     ],
 )
 def test_what_the_peer_cannot_do(name, fields, sentence):
