@@ -1,4 +1,4 @@
-"""Quick compilation of tests; nothing here imports JAX, which reads these settings when it is imported."""
+"""Settings for fast compilation in tests; must not import JAX, which reads them when it is imported."""
 
 import gc
 import importlib.util
@@ -14,30 +14,30 @@ QUICK = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-"""Flags of XLA that cut the time to compile on CPU to a quarter; results change by rounding alone."""
+"""XLA flags that reduce the compile time on CPU to a quarter; results change only by rounding."""
 
 
 def compile_quickly() -> tempfile.TemporaryDirectory | None:
-    """Set the environment for JAX; return the folder of compiled programs, unless one is named there."""
+    """Set the environment for JAX; return the folder of compiled programs, unless one is set already."""
     flags = QUICK if _known(QUICK) else [flag for flag in QUICK if _known([flag])]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     compiled = None
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         compiled = tempfile.TemporaryDirectory(prefix="l2l_jax_tests_")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # many small programs count, too
-    for library in ("OMP", "OPENBLAS"):  # a worker for each core: more threads only wait for one another
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # also cache small programs
+    for library in ("OMP", "OPENBLAS"):  # one thread per worker avoids contention
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     return compiled
 
 
 def collect_garbage_rarely() -> None:
-    """In this process: tracing makes objects by the million, and little garbage."""
+    """Collect garbage less often in this process, because tracing creates many objects but little garbage."""
     gc.set_threshold(200_000, 20, 100)
 
 
 def _known(flags) -> bool:
-    """Whether the installed XLA has these flags: it ends a process that names others."""
+    """Return whether the installed XLA supports these flags; it aborts a process on unknown flags."""
     if all(_named(flag.lstrip("-").partition("=")[0]) for flag in flags):
         return True
     environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
@@ -46,7 +46,7 @@ def _known(flags) -> bool:
 
 
 def _named(flag) -> bool:
-    """Whether jaxlib's libraries hold the name of a flag as a string of its own; faster than starting JAX."""
+    """Return whether jaxlib's libraries contain the name of a flag as a string; faster than starting JAX."""
     spec = importlib.util.find_spec("jaxlib")
     for library in pathlib.Path(spec.origin).parent.glob("*.so") if spec else ():
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -56,5 +56,5 @@ def _named(flag) -> bool:
 
 
 def flags_of_one_device() -> str:
-    """XLA_FLAGS for a process with one device: of two that say the same, the last counts."""
+    """Return XLA_FLAGS for a process with one device; the last of repeated flags takes effect."""
     return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"

@@ -1,4 +1,4 @@
-"""Every test runs on 8 virtual CPU devices and refuses silent rank promotion; slow files come first."""
+"""Test setup: 8 virtual CPU devices, no implicit rank promotion, slow files first."""
 
 import functools
 import gc
@@ -10,39 +10,39 @@ import sys
 from l2l_jax.utils.runtime import MALLOC
 from tests.compiling import collect_garbage_rarely, compile_quickly
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment, as the tests' own processes do
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and test processes inherit the environment
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     COMPILED = compile_quickly()
     os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
-    os.environ.setdefault("GLIBC_TUNABLES", ":".join(MALLOC))  # or every program of a test would start twice
+    os.environ.setdefault("GLIBC_TUNABLES", ":".join(MALLOC))  # else every program of a test would restart
 
 import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-logging.getLogger("l2l_jax").addHandler(logging.NullHandler())  # or Progress would set up logging
+logging.getLogger("l2l_jax").addHandler(logging.NullHandler())  # otherwise Progress would configure logging
 collect_garbage_rarely()
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that no worker begins one when the others have finished."""
+    """Run files with slow tests first, to balance the load of workers."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish():
-    """Spare the garbage collector the imported objects, which live as long as the process."""
+    """Exempt imported objects from garbage collection, because they live as long as the process."""
     gc.freeze()
 
 
 def pytest_sessionfinish():
-    """Spare it the remains of the tests, too: the process collects several times as it ends."""
+    """Exempt objects of the tests as well, because the process collects several times at exit."""
     gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `-n`, a file stays on one worker, for its fixtures; files in their order."""
+    """Keep each file on one worker with `-n`, to share its fixtures; keep the order of files."""
     if config.getvalue("dist") != "load":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -53,7 +53,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
-    """What a test registers is gone after it."""
+    """Undo registrations of a test."""
     for module, name in (("methods", "METHODS"), ("models", "FAMILIES"), ("audit.attacks", "ATTACKS")):
         loaded = sys.modules.get(f"l2l_jax.{module}.base")
         if loaded is not None:
@@ -63,7 +63,7 @@ def registries(monkeypatch):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Programs in this process see one device, which compiles faster; other tests show what eight do."""
+    """Limit programs in this process to one device, which compiles faster; other tests use eight."""
     from l2l_jax.train import sharding
 
     mesh, devices = sharding.make_mesh(jax.devices()[:1]), jax.local_devices()[:1]
@@ -76,7 +76,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def compiled_once(one_device):
-    """Evaluations of a model at a task share an inpainter, which keeps its compiled program alone."""
+    """Share an inpainter among evaluations of a model on a task, to compile its program once."""
     from l2l_jax.evals import evaluator
 
     with pytest.MonkeyPatch.context() as patch:
@@ -86,14 +86,14 @@ def compiled_once(one_device):
 
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """Runs a program in this process: `(main, *arguments)` → exit code, output, errors."""
+    """Run a program in this process: `(main, *arguments)` → exit code, output, errors."""
     from absl import flags
 
     from l2l_jax.cli import common as command_line
 
     logger = logging.getLogger("l2l_jax")
     before = logger.level, logger.handlers, logger.propagate
-    monkeypatch.chdir(pathlib.Path(__file__).parents[1])  # where configs are named from
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])  # the folder that config paths are relative to
 
     def unparse():
         for values in (flags.FLAGS, command_line.PROCESSES):

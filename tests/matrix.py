@@ -1,6 +1,6 @@
-"""Which cells of a matrix every run covers, and which are left to `-m soak`.
+"""Test matrices whose less critical cells run only with `-m soak`.
 
-A matrix, such as families × methods, has many cells that go through the same code. Every run takes the cells
+A matrix, such as families × methods, has many cells that run the same code. Every test run covers the cells
 that are most likely to break; `pytest -m soak` runs the others.
 """
 
@@ -10,10 +10,10 @@ import pytest
 
 
 def soak(*values):
-    """A parameter of a test that is left to `-m soak`; say in the test what covers the same in every run."""
+    """Mark a test parameter for `-m soak` only; the test should name the tests that always cover the code."""
     return pytest.param(*values, marks=pytest.mark.soak)
 
 
 def cells(*axes, normal) -> list:
-    """All cells of a matrix, as parameters of a test; those that are not in `normal` get the mark `soak`."""
+    """Return all cells of a matrix as test parameters; cells that are not in `normal` are marked `soak`."""
     return [cell if cell in normal else soak(*cell) for cell in itertools.product(*axes)]

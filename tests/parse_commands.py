@@ -1,4 +1,4 @@
-"""Objections of a program to command lines, "": none; `python -m tests.parse_commands MODULE < JSON`."""
+"""Errors of a program for command lines ("" if valid); `python -m tests.parse_commands MODULE < JSON`."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from l2l_jax.cli import common as command_line
 
 
 class Parsed(BaseException):
-    """The command line is accepted; the program goes no further."""
+    """Exception that stops a program after it has accepted its command line."""
 
 
 def stopping(parse):
@@ -32,7 +32,7 @@ def complaint(main, module, arguments):
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
-            # Some programs take the command line, others look for it themselves.
+            # Some programs take the command line as an argument, others read sys.argv.
             takes_argv = inspect.signature(main).parameters["argv"].default is inspect.Parameter.empty
             code = main(sys.argv) if takes_argv else main()
     except (Parsed, command_line.HelpRequested):
@@ -45,7 +45,7 @@ def complaint(main, module, arguments):
 
 
 def program(module):
-    """`main` of what `python -m MODULE` runs."""
+    """Return the `main` that `python -m MODULE` runs."""
     with contextlib.suppress(ModuleNotFoundError):
         return importlib.import_module(f"{module}.__main__").main
     return importlib.import_module(module).main
@@ -53,7 +53,7 @@ def program(module):
 
 if __name__ == "__main__":
     argparse.ArgumentParser.parse_args = stopping(argparse.ArgumentParser.parse_args)
-    command_line._raw_config_of_run = lambda: {}  # of runs that do not exist here
+    command_line._raw_config_of_run = lambda: {}  # for runs that do not exist
     command_line._parse_flags = stopping(command_line._parse_flags)
     module = sys.argv[1]
     main = program(module)

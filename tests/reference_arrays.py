@@ -22,14 +22,14 @@ class Case:
         return self._arrays[name]
 
     def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
-        """The weights; `prefix` is "teacher:" for the teacher's."""
+        """Return the weights; `prefix` is "teacher:" for those of the teacher."""
         keys = self.description.get("state_dict") or self.description["keys"]
         kept = self.description.get("kept", [])
         return {key: self._arrays[key] if key in kept else fill(prefix + key, size) for key, size, _ in keys}
 
 
 def fill(key: str, shape: list[int]) -> np.ndarray:
-    """The value that the reference rule gives the parameter `key` (float32)."""
+    """Return the value of the parameter `key` according to the reference rule (float32)."""
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     n = rng.standard_normal(shape, dtype=np.float32)
     if key.endswith("num_batches_tracked"):
@@ -42,5 +42,5 @@ def fill(key: str, shape: list[int]) -> np.ndarray:
 
 
 def nhwc(images: np.ndarray) -> np.ndarray:
-    """`[batch, channel, height, width]` → `[batch, height, width, channel]`."""
+    """Transpose `[batch, channel, height, width]` to `[batch, height, width, channel]`."""
     return np.moveaxis(images, 1, -1)

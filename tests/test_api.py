@@ -1,4 +1,4 @@
-"""The library as a notebook uses it."""
+"""The Python API as used in a notebook."""
 
 import pathlib
 import runpy
@@ -25,11 +25,11 @@ EVALUATION = dict(features="none", batch_size=8)
 
 @pytest.fixture(scope="module")
 def model():
-    """A family of one's own, which compiles at once; nothing of the example stays registered."""
+    """A user-defined family that compiles quickly; registrations of the example are undone."""
     with pytest.MonkeyPatch.context() as patch:
         for registry in (ATTACKS, FAMILIES, METHODS):
             patch.setattr(registry, "_classes", dict(registry._classes))
-        patch.setattr(write, "draw", lambda *_: {})  # report/ draws reports
+        patch.setattr(write, "draw", lambda *_: {})  # drawing is tested in tests/report
         patch.setattr(write, "page", lambda *_: "")
         yield runpy.run_path(str(PLUGINS))["Blur"](image_size=8)
 
@@ -47,9 +47,9 @@ def result(model, params, compiled_once, tmp_path_factory):
     )
 
 
-def test_a_model_is_unlearned_from_arrays(params, result):
+def test_unlearn_model_from_arrays(params, result):
     assert result.params["encoder"].keys() == params["encoder"].keys()
-    assert result.metrics["test_images"]["retain"]["count"] == 8  # a fifth of 40
+    assert result.metrics["test_images"]["retain"]["count"] == 8  # 20% of 40
     assert result.metrics["test_images"]["forget"]["count"] == 6
     assert (result.workdir / "report" / "report.html").is_file()
     retain = result.pictures["retain"]
@@ -61,7 +61,7 @@ def test_a_model_is_unlearned_from_arrays(params, result):
     assert error == pytest.approx(result.metrics["unlearned"]["retain"]["mse"], rel=1e-5)
 
 
-def test_the_finished_run_is_found_and_loaded_with_its_sizes(model, params, result):
+def test_load_finished_run_with_its_sizes(model, params, result):
     again = l2l_jax.unlearn(
         model, params, DARK, BRIGHT, workdir=result.workdir, unlearn=TRAINING, evaluate=EVALUATION, seed=1
     )
@@ -72,7 +72,7 @@ def test_the_finished_run_is_found_and_loaded_with_its_sizes(model, params, resu
     np.testing.assert_array_equal(images, l2l_jax.inpaint(model, result.params, BRIGHT[:3]))
 
 
-def test_metrics_of_images(model, params):
+def test_evaluate_images(model, params):
     inpainted = l2l_jax.inpaint(model, params, BRIGHT, "left_8")
     images = BRIGHT / np.float32(255)
     np.testing.assert_allclose(inpainted[:, :, 4:], images[:, :, 4:], atol=1e-6)
@@ -82,19 +82,19 @@ def test_metrics_of_images(model, params):
     assert found["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-4)
 
 
-def test_an_audit_of_arrays(model, params, result, tmp_path):
+def test_audit_from_arrays(model, params, result, tmp_path):
     settings = dict(attacks=("membership",))
     report = l2l_jax.audit(
         model, params, result.params, DARK, BRIGHT, workdir=tmp_path, audit=settings, evaluate=EVALUATION
     )
-    # Without a retrained model nothing can be called forgotten.
+    # Without a retrained model, the verdict cannot be "forgotten".
     assert report["audit"]["verdict"]["finding"] in ("not forgotten", "undecided")
     np.testing.assert_allclose(
         report["unlearned"]["forget"]["mse"], result.metrics["unlearned"]["forget"]["mse"]
     )
 
 
-def test_mistakes_are_named(model, params):
+def test_invalid_arguments_raise_user_errors(model, params):
     with pytest.raises(l2l_jax.UserError, match="expected .image, 8, 8, 3."):
         l2l_jax.inpaint(model, params, BRIGHT[:, :4])
     labels = np.array(["cat"] * 40), np.array(["cat"] * 30)

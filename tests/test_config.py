@@ -1,4 +1,4 @@
-"""Configs are checked before any work."""
+"""Validation of configs before any work."""
 
 import json
 import operator
@@ -20,7 +20,7 @@ def raw_config(name="digits_mae"):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_valid_and_says_what_to_expect(path):
+def test_every_config_is_valid_and_documented(path):
     config = parse_config(raw_config(path.stem))
     assert config.describe()["unlearn"]["alpha"] == config.unlearn.alpha
     docstring = runpy.run_path(str(path))["__doc__"]
@@ -51,7 +51,7 @@ def test_configs_with_two_methods(name):
         ({"steps": 2000, "first_cycle": 600}, (600, 1400), 50),
     ],
 )
-def test_steps_that_are_given_are_taken(given, cycles, warmup):
+def test_explicit_steps_are_used(given, cycles, warmup):
     config = parse_config(override(raw_config("fashion_mae"), {f"unlearn.{n}": x for n, x in given.items()}))
     assert (config.unlearn.cycles, config.unlearn.warmup_steps) == (cycles, warmup)
 
@@ -121,7 +121,7 @@ MISTAKES = [
         ("mesh.data=-1", "mesh", -1),
     ],
 )
-def test_flags_are_read_by_the_type_of_their_field(flag, section, value):
+def test_flags_are_parsed_by_field_type(flag, section, value):
     rest, overrides = split_overrides([f"--config.{flag}", "--workdir=x"])
     assert rest == ["--workdir=x"]
     checked = parse_config(override(raw_config(), overrides))
@@ -129,12 +129,12 @@ def test_flags_are_read_by_the_type_of_their_field(flag, section, value):
     assert operator.attrgetter(field)(getattr(checked, section)) == value
 
 
-def test_a_value_may_follow_its_flag():
+def test_flag_and_value_as_separate_arguments():
     argv = ["--config.a.b", "-1", "--noconfig.c", "--config.d", "--x", "--config.e", "f"]
     assert split_overrides(argv) == (["--x"], {"a.b": "-1", "c": "False", "d": "True", "e": "f"})
 
 
-def test_warmup_is_shortened_where_the_user_lowers_steps_alone():
+def test_warmup_is_shortened_with_overridden_steps():
     lowered = override(raw_config(), {"unlearn.steps": Text("10")})
     assert parse_config(lowered).unlearn.warmup_steps == 9
     with pytest.raises(UserError, match="warmup_steps 10 must be less than steps 10"):
@@ -142,7 +142,7 @@ def test_warmup_is_shortened_where_the_user_lowers_steps_alone():
 
 
 @pytest.mark.parametrize("name", ["digits_mae", "digits_vqgan"])
-def test_a_stored_config_gives_the_same_config(name):
+def test_config_round_trip_through_json(name):
     config = parse_config(read_config(name))
     assert parse_config(upgrade(json.loads(json.dumps(config.describe())))) == config
 
@@ -175,19 +175,19 @@ ALONE = [("digits_mae", {name: value}, message) for name, value, message in MIST
 
 
 @pytest.mark.parametrize(("name", "fields", "message"), ALONE + TOGETHER)
-def test_mistakes_are_named(name, fields, message):
+def test_invalid_configs_raise_user_errors(name, fields, message):
     with pytest.raises(UserError, match=message):
         parse_config(override(raw_config(name), fields))
 
 
-def test_methods_with_rules_of_their_own_for_these_fields():
+def test_method_specific_rules_for_fields():
     epsilon = {"unlearn.alpha": 0.0, "unlearn.method": "epsilon"}
     assert parse_config(override(raw_config(), epsilon)).unlearn.weight == 0.5
     assert parse_config(override(raw_config(), {**ODD, "unlearn.method": "whole"})).unlearn.batch_parts == 2
 
 
 @pytest.mark.parametrize("field", [{"model": {"pretrained": ""}}, {"audit": {"retrained": "train"}}])
-def test_only_a_model_that_is_trained_needs_to_be_described(field):
+def test_pretrain_section_is_required_only_for_training(field):
     config = raw_config()
     del config["pretrain"]
     parse_config(config)
@@ -196,7 +196,7 @@ def test_only_a_model_that_is_trained_needs_to_be_described(field):
         parse_config(config | {section: config[section] | values})
 
 
-def test_published_sizes_by_name():
+def test_published_sizes_by_variant_name():
     """ViT-L/16: 24 layers, width 1024, 16 heads (Dosovitskiy et al. 2021, table 1)."""
     config = raw_config()
     config["model"] = {"family": "mae", "variant": "vit_large_patch16", "mask_ratio": 0.5}
@@ -205,7 +205,7 @@ def test_published_sizes_by_name():
     assert model.mask_ratio == 0.5 and model.image_size == 224
 
 
-def test_networks_may_be_joined_by_commas():
+def test_networks_as_comma_separated_list():
     for given in ("inception,clip", ("inception,clip",), ("inception", "clip"), ["inception", "clip"]):
         assert parse_config(changed("evaluate.networks", given)).evaluate.networks == ("inception", "clip")
     assert parse_config(changed("evaluate.networks", "")).evaluate.networks == ()

@@ -1,4 +1,4 @@
-"""What the documentation says can be typed can be typed; links lead somewhere."""
+"""Documented commands are valid, and links are not broken."""
 
 import collections
 import json
@@ -27,12 +27,12 @@ CONFIG = "configs/digits_mae.py"
 
 
 def commands():
-    """`{module: [(place, arguments, whether it is but a mention)]}` of all pages and docstrings."""
+    """Return `{module: [(place, arguments, whether it is only a mention)]}` of all pages and docstrings."""
     found = collections.defaultdict(list)
     for path in (*PAGES, *SOURCES):
         for match in COMMAND.finditer(path.read_text().replace("\\\\\n", "\\\n")):
             module, name, rest, end = match.groups()
-            if end in ("{", "}"):  # put together by a program
+            if end in ("{", "}"):  # assembled by a program
                 continue
             rest = re.split(r"\s+(?:→|#|&&|>|\||\()", rest.replace("\\\n", " "))[0]
             words = [
@@ -57,7 +57,7 @@ def parsed(module, asked):
 
 
 @pytest.mark.parametrize("module", sorted(FOUND))
-def test_commands_are_accepted_by_their_program(module):
+def test_documented_commands_are_valid(module):
     """A mention without flags, such as `python -m l2l_jax.weights export`, is accepted with some of them."""
     asked = [
         (place, [*words, *more])
@@ -74,7 +74,7 @@ def test_commands_are_accepted_by_their_program(module):
     assert not refused, refused
 
 
-def test_a_command_that_lacks_a_word_is_noticed():
+def test_incomplete_command_is_detected():
     asked = [["FILE"], ["import", "FILE"], ["import", "FILE", "--vqgam=x"]]
     wrong, right, flag = parsed("l2l_jax.weights", asked)
     assert "invalid choice: 'FILE'" in wrong and right == "" and "--vqgam=x" in flag
@@ -86,14 +86,14 @@ def test_every_program_is_documented_and_has_a_short_name():
     assert len(FOUND["l2l_jax.main"]) > 10
 
 
-def test_links_lead_somewhere():
+def test_links_are_not_broken():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith(("http:", "https:")):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_pip_is_asked_for_what_it_finds():
-    """The package is on no index: a checkout is installed by its path."""
+def test_pip_commands_do_not_name_this_package():
+    """The package is not on a package index: a checkout is installed by its path."""
     pages = [p for p in (*PAGES, *SOURCES) if re.search(r"pip install[^\n&]* '?l2l_jax\b", p.read_text())]
     assert not pages

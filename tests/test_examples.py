@@ -1,4 +1,4 @@
-"""The scripts of examples/ do what they say."""
+"""The scripts in examples/."""
 
 import dataclasses
 import functools
@@ -19,8 +19,8 @@ LATER = [pytest.param(name, marks=pytest.mark.examples) for name in ("nnx", "equ
 
 
 @pytest.mark.parametrize("framework", ["linen", "torch", *LATER])
-def test_the_loss_in_other_frameworks(framework):
-    """It must forget while retaining; at the first step the student still is the teacher."""
+def test_loss_in_other_frameworks(framework):
+    """The model forgets while retaining; at the first step, student and teacher are equal."""
     if framework == "torch":
         pytest.importorskip("torch")
     main = runpy.run_path(str(EXAMPLES / f"loss_{framework}.py"))["main"]
@@ -30,9 +30,9 @@ def test_the_loss_in_other_frameworks(framework):
 
 
 @pytest.mark.examples
-def test_a_person_is_forgotten(one_device, tmp_path):
-    """From few drawn photos to the report, a small model, few steps; a sixth of the test pictures are the
-    person's."""
+def test_forget_person_example(one_device, tmp_path):
+    """From a few drawn photos to the report, with a small model and few steps; a sixth of the images are of
+    the person."""
     script = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))
     main, configure, draw_faces = (script[name] for name in ("main", "configure", "draw_faces"))
 
@@ -42,7 +42,7 @@ def test_a_person_is_forgotten(one_device, tmp_path):
         return dataclasses.replace(config, model=model)
 
     functions = {"configure": smaller, "draw_faces": functools.partial(draw_faces, per_person=15)}
-    main.__globals__.update(functions)  # the script's own, read again by each test
+    main.__globals__.update(functions)  # functions of the script, which each test reads again
     flags = [f"--workdir={tmp_path}", "--person=carol", "--pretrain_steps=4", "--unlearn_steps=4"]
     report = main(flags)
     assert report["config"]["data"]["forget"] == ["carol"]
@@ -53,7 +53,7 @@ def test_a_person_is_forgotten(one_device, tmp_path):
 
 
 @pytest.mark.examples
-def test_the_notebook_runs(tmp_path):
+def test_notebook_runs(tmp_path):
     notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
     (cell,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]

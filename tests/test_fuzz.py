@@ -1,4 +1,4 @@
-"""Foreign bytes of all kinds: only the project's own errors come out, and nothing is written elsewhere.
+"""Fuzzing of files: readers raise only the project's own errors and write nothing elsewhere.
 
 `-m soak` tries each kind for L2L_JAX_FUZZ_SECONDS (60), from the seed L2L_JAX_FUZZ_SEED (0) on, and prints
 (`-s`) its seeds; a quick run tries some examples.
@@ -45,7 +45,7 @@ from tests.weights.checkpoints import SMALL
 SECONDS = float(os.environ.get("L2L_JAX_FUZZ_SECONDS", "60"))
 FIRST_SEED = int(os.environ.get("L2L_JAX_FUZZ_SEED", "0"))
 GROWTH = 2**30
-"""Bytes by which the memory of the process may grow while it reads files of some kilobytes."""
+"""Maximum growth of the process's memory in bytes while reading files of a few kilobytes."""
 
 CONFIG = parse_config(config_files.read_config("digits_mae:encoder"))
 MAE = SMALL["mae"]
@@ -69,7 +69,7 @@ def npz(**arrays):
 
 
 def edits():
-    """Lists of changes of bytes: kind, place as a share of the file, length, new bytes."""
+    """Strategy for lists of byte edits: kind, position as a fraction of the file, length, new bytes."""
     place, kind = st.floats(0, 1, exclude_max=True), st.sampled_from(("replace", "delete", "repeat", "cut"))
     return st.lists(st.tuples(kind, place, st.integers(1, 16), st.binary(max_size=9)), min_size=1, max_size=6)
 
@@ -95,7 +95,7 @@ def damaged(draw, *seeds):
 
 @st.composite
 def other_json(draw, value):
-    """A JSON value with another value at some place, or without it."""
+    """Strategy for a JSON value with one value replaced or removed."""
     value = copy.deepcopy(value)
     leaf = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=9)
     new = draw(leaf | st.lists(leaf, max_size=3) | st.dictionaries(st.text(max_size=5), leaf, max_size=3))
@@ -264,10 +264,10 @@ KINDS = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with what the files under test stand beside; the working directory is another one."""
+    """A folder with the files next to those under test; the working directory is a different one."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(claim, "STALE_SECONDS", 0.02)  # for a lock of another machine
+    monkeypatch.setattr(claim, "STALE_SECONDS", 0.02)  # for locks of other machines
     folder = tmp_path / "folder"
     (folder / "bob").mkdir(parents=True)
     for number in range(3):

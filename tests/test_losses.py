@@ -1,4 +1,4 @@
-"""Losses and noise as plain functions, against NumPy by hand in float64."""
+"""Losses and noise as pure functions, compared with NumPy in float64."""
 
 import functools
 
@@ -32,14 +32,14 @@ def floats(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
-# Sets of different sizes, of tokens and of two feature maps.
+# Sets of different sizes, as tokens and as two feature maps
 TOKENS = {"retain": (floats(6, 4, 5), floats(6, 4, 5)), "forget": (floats(9, 4, 5), floats(9, 4, 5))}
 MAPS = {
     split: tuple({"a": floats(n, 3), "b": [floats(n, 2, 2, 5)]} for _ in range(2))
     for split, n in (("retain", 6), ("forget", 9))
 }
 MASKS = {"retain": RNG.random((6, 4)) < 0.5, "forget": RNG.random((9, 4)) < 0.5}
-MASKS["retain"][2] = False  # an example of which nothing counts
+MASKS["retain"][2] = False  # an example that is fully masked
 LOSSES = (floats(6), floats(9))
 
 
@@ -52,7 +52,7 @@ def both(terms):
 
 
 def distances(student, teacher, mask=None):
-    """Of every example, in float64; NaN where nothing of it counts."""
+    """Return per-example distances in float64; NaN for fully masked examples."""
     rows = len(jax.tree.leaves(student)[0])
     found = np.zeros(rows)
     for x, y in zip(jax.tree.leaves(student), jax.tree.leaves(teacher), strict=True):
@@ -63,7 +63,7 @@ def distances(student, teacher, mask=None):
 
 
 @pytest.mark.parametrize("pairs", [TOKENS, MAPS], ids=["tokens", "maps"])
-def test_unlearning_loss_of_sets_of_different_sizes(pairs):
+def test_unlearning_loss_with_sets_of_different_sizes(pairs):
     retain, forget = distances(*pairs["retain"]), distances(*pairs["forget"])
     loss, terms = compiled(*arguments(pairs), alpha=0.5)
     close(loss, retain.mean() + 0.5 * forget.mean())
@@ -74,7 +74,7 @@ def test_unlearning_loss_of_sets_of_different_sizes(pairs):
     close(terms["forget"], forget)
 
 
-def test_gradients_reach_the_student_alone():
+def test_only_the_student_has_gradients():
     gradient_of = jax.grad(lambda *x: unlearning_loss(*x, alpha=0.5)[0], argnums=(0, 1, 2, 3))
     gradients = jax.device_get(jax.jit(gradient_of)(*arguments(TOKENS)))
     for (student, teacher), gradient, weight in zip(TOKENS.values(), gradients[::2], (1, 0.5), strict=True):
@@ -84,8 +84,8 @@ def test_gradients_reach_the_student_alone():
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_where_chooses_tokens_and_examples():
-    """What is masked counts neither in sums nor in counts, be it infinite, and gets no gradient."""
+def test_where_selects_tokens_and_examples():
+    """Masked values, even infinite ones, are excluded from sums and counts, and have no gradient."""
     broken = {split: (np.where(MASKS[split][..., None], x, np.inf), y) for split, (x, y) in TOKENS.items()}
     expected = [np.nanmean(distances(*TOKENS[split], MASKS[split])) for split in TOKENS]
 
@@ -99,13 +99,13 @@ def test_where_chooses_tokens_and_examples():
     close(found, expected[0] + 0.5 * expected[1])
     assert np.all(np.isfinite(gradient)) and np.all((gradient != 0).any(axis=-1) == MASKS["retain"])
 
-    rows = np.arange(9) < 7  # the last two are there to fill the batch
+    rows = np.arange(9) < 7  # the last two only pad the batch
     _, terms = compiled(*arguments(MAPS), alpha=0.5, where=(None, rows))
     close(terms["forget"], distances(*MAPS["forget"])[:7].mean())
 
 
-def test_half_precision_is_measured_in_float32():
-    """Of 4,096 ones that differ by 2⁻⁶; summed in bfloat16, the mean would be another."""
+def test_half_precision_losses_are_float32():
+    """4,096 elements differ by 2⁻⁶; a sum in bfloat16 would give a different mean."""
     ones = jnp.ones((2, 4096), jnp.bfloat16)
     loss, terms = unlearning_loss(ones, ones + 2**-6, ones, ones - 2**-6, alpha=1.0)
     assert loss.dtype == terms["retain"].dtype == jnp.float32
@@ -132,8 +132,8 @@ def test_other_methods():
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_devices_with_different_counts_make_one_mean(check_vma):
-    """shard_map with its default checks and without: the mean over all rows that count, and its gradient."""
+def test_mean_over_devices_with_different_counts(check_vma):
+    """shard_map with and without its default checks: the mean over all unmasked rows, and its gradient."""
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
     weights, seen, target = floats(3, 5), floats(8, 3), floats(8, 5)
     rows = np.array([1, 1, 0, 0, 1, 0, 1, 1], bool)
@@ -196,8 +196,8 @@ def test_loss_terms_and_gradient(alpha):
     check(jax.jit(step)(STUDENT, INPUTS, alpha), alpha)
 
 
-def test_eight_devices_give_the_numbers_of_one():
-    """Under jit over a sharded batch, shard_map and pmap; jit's program reduces, and never moves rows."""
+def test_eight_devices_match_one_device():
+    """jit over a sharded batch, shard_map and pmap; the program of jit reduces but never moves rows."""
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(tuple(INPUTS), NamedSharding(mesh, P("batch")))
     program = jax.jit(step).lower(STUDENT, sharded).compile()
@@ -214,8 +214,8 @@ def test_eight_devices_give_the_numbers_of_one():
     check(jax.tree.map(lambda x: x[3], pmapped), 0.25)
 
 
-def test_inputs_share_the_draw_of_forget_and_noise():
-    """T adds its own random numbers: forget and noise must get equal ones, retain others."""
+def test_forget_and_noise_inputs_share_random_numbers():
+    """T adds random numbers: those of forget and noise images must be equal, those of retain images not."""
     images = RNG.random((2, 8, 4, 4, 3)).astype(np.float32)
 
     def corrupt(x, rng):
@@ -233,7 +233,7 @@ def images():
 
 
 def test_kinds_of_noise(images):
-    """Normal: the standard draw scaled and clipped; uniform: all of the range; constant: the mean."""
+    """Normal: scaled and clipped standard normal; uniform: the full range; constant: the mean."""
     key = jax.random.key(7)
     gauss = np.asarray(jax.random.normal(key, images.shape))
     expected = np.clip(gauss * images.std(ddof=1) + images.mean(), 0, 1)
@@ -247,7 +247,7 @@ def test_kinds_of_noise(images):
 
 @pytest.mark.parametrize("kind", ["normal", "constant"])
 def test_statistics_are_global_under_pmap(images, kind):
-    """Eight devices see the statistics of all their rows, not of their own."""
+    """Eight devices use the statistics of all rows, not only of their own."""
     rows = images.reshape(8, 8, 16, 16, 3) * np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1, 1, 1)
     options = dict(value_range=(-1000.0, 1000.0), axis_name="batch")
     draw = jax.pmap(lambda x: noise_images(x, jax.random.key(0), kind, **options), axis_name="batch")
@@ -259,7 +259,7 @@ def test_statistics_are_global_under_pmap(images, kind):
 
 
 def test_statistics_of_half_precision_images_are_float32():
-    """Summed in bfloat16, 49,152 pixels would have lost their mean."""
+    """A sum over 49,152 pixels in bfloat16 would be inaccurate."""
     images = jnp.asarray(np.random.default_rng(0).uniform(0.4, 0.6, (64, 16, 16, 3)), jnp.bfloat16)
     noise = noise_images(images, jax.random.key(0), "normal")
     assert noise.dtype == jnp.bfloat16
@@ -267,16 +267,16 @@ def test_statistics_of_half_precision_images_are_float32():
     assert abs(drawn.mean() - pixels.mean()) < 1e-3 and abs(drawn.std() / pixels.std() - 1) < 0.02
 
 
-def test_noise_features_keep_structure_and_type():
+def test_noise_features_keep_structure_and_dtype():
     features = [jnp.full((4, 3), 2.0, jnp.bfloat16), {"map": jnp.arange(8.0).reshape(2, 2, 2)}]
     noise = jax.jit(noise_features)(features, jax.random.key(0))
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (noise, features)]
     assert shapes[0] == shapes[1]
-    np.testing.assert_array_equal(noise[0], features[0])  # no deviation, no noise
+    np.testing.assert_array_equal(noise[0], features[0])  # zero deviation gives zero noise
 
 
 class Tensor:
-    """As far as the losses look at it, an array of another framework."""
+    """An array of another framework, with the protocol that the losses use."""
 
     shape, dtype, __module__ = (2, 3), "torch.float32", "torch"
 
@@ -314,13 +314,13 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("call, message", MISTAKES)
-def test_mistakes_are_refused(call, message):
+def test_invalid_inputs_raise_errors(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
 
 
 @pytest.mark.parametrize("seed", [0, np.int64(3), jnp.int32(1)])
-def test_seeds_are_no_keys(seed):
+def test_integer_seeds_are_rejected_as_keys(seed):
     for call in (noise_images, noise_features, lambda x, rng: unlearning_inputs(None, x, x, rng)):
         with pytest.raises(TypeError, match=r"expected a JAX key, such as jax.random.key\(0\)"):
             call(PIXELS, seed)

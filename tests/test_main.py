@@ -1,4 +1,4 @@
-"""The program as a user runs it: one process per command."""
+"""The command-line program as a user runs it: one process per command."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Workdir, arguments, output and errors of a run as a user starts it; two pictures are cut off."""
+    """Workdir, arguments, output and errors of a run started as by a user; two images are truncated."""
     folder = tmp_path_factory.mktemp("run")
     make_local.make(folder / "pictures", {"train": 20, "val": 10})
     for broken in ("train/flower/0003.jpg", "val/temple/0000.jpg"):
@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
     return folder, arguments, done.stdout, done.stderr
 
 
-def test_the_report_holds_what_it_promises(finished):
+def test_report_has_the_documented_content(finished):
     workdir, _, output, _ = finished
     report = json.loads((workdir / "report" / "metrics.json").read_text())
     for model in ("original", "unlearned"):
@@ -58,7 +58,7 @@ def test_the_report_holds_what_it_promises(finished):
             assert set(report[model][split]) == {*names.split(), "balanced_accuracy"}
             assert np.isfinite(list(report[model][split].values())).all()
             mse = f"{report[model][split]['mse']:.4f}"
-            assert re.search(rf"{split} +{model} .*{mse}", output)  # the console shows the same
+            assert re.search(rf"{split} +{model} .*{mse}", output)  # the console has the same value
     assert {"seed", "config", "versions", "device", "durations_seconds", "peak_memory_gib"} <= set(report)
     assert report["config"]["unlearn"]["steps"] == 12
     assert report["device"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
@@ -71,7 +71,7 @@ def test_the_report_holds_what_it_promises(finished):
         assert replaced.endswith("train/flower/0003.jpg")
 
 
-def test_the_html_report_stands_alone_and_progress_is_plain_lines(finished):
+def test_html_report_is_self_contained_and_progress_is_plain_lines(finished):
     html = (finished[0] / "report" / "report.html").read_text()
     report = json.loads((finished[0] / "report" / "metrics.json").read_text())
     assert html.count("data:image/png;base64,") >= 3
@@ -82,7 +82,7 @@ def test_the_html_report_stands_alone_and_progress_is_plain_lines(finished):
     assert "\r" not in errors
 
 
-def test_a_finished_run_is_not_done_again(finished, one_device, run_here, monkeypatch):
+def test_finished_run_is_not_repeated(finished, one_device, run_here, monkeypatch):
     workdir, arguments, output, _ = finished
     monkeypatch.setattr(write, "draw", lambda *_: {})
     monkeypatch.setattr(write, "page", lambda *_: "")
@@ -93,7 +93,7 @@ def test_a_finished_run_is_not_done_again(finished, one_device, run_here, monkey
     assert again.split("Report")[0] == output.split("Report")[0]
 
 
-def test_another_run_in_the_workdir_is_refused_and_left_alone(finished, run_here):
+def test_different_run_in_the_workdir_is_rejected(finished, run_here):
     code, _, errors = run_here(main, *finished[1], "--config.unlearn.alpha=0.5")
     assert code == 1 and "config.unlearn.alpha was 0.25 and is now 0.5" in errors
     assert (finished[0] / "unlearned" / "model.json").exists()
@@ -116,10 +116,10 @@ large [os_error_code='EFBIG']"""
         (PermissionError(13, "Permission denied", "m.pth"), r"m.pth cannot be opened \(Permission denied\)"),
     ],
 )
-def test_errors_of_the_disk_are_explained(error, message):
+def test_disk_errors_are_explained(error, message):
     assert re.match(message, explain(error, pathlib.Path("runs/a")))
 
 
-def test_other_errors_are_not_explained_away():
+def test_other_errors_keep_their_traceback():
     assert explain(ValueError("cannot reshape array")) is None
     assert explain(FileNotFoundError(2, "No such file or directory", "images/a.png")) is None

@@ -1,5 +1,5 @@
-"""The program as two processes: one report, the figures of one process, one sentence for a mistake; and,
-with `-m soak`, twenty kills at random."""
+"""The program as two processes: one report, the metrics of one process, one error message for a mistake; and,
+with `-m soak`, twenty random kills."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from tests.utils.launching import ENVIRONMENT, run_processes
 STEPS = 4
 
 KILLS, MANY = 20, 80
-"""Kills of a run, each of which starts Python twice more, and steps of each of its phases."""
+"""Number of kills of a run, each of which starts Python two more times, and steps per phase."""
 
 CONFIG = "--config=configs/digits_mae.py:encoder"
 TRAINING = dict(batch_size=8, warmup_steps=2, checkpoint_every=5, log_every=1)
@@ -62,7 +62,7 @@ def config(pretrained=""):
 
 
 def finished_run(workdir, steps=STEPS, pretrained=""):
-    """A run of two processes that nobody disturbs, and what these left behind."""
+    """An undisturbed run of two processes, and the files they leave."""
     ended = run_processes(2, *program(workdir, steps, pretrained), timeout=900)
     assert [process.code for process in ended] == [0, 0], ended[0].errors + ended[1].errors
     return workdir, ended
@@ -91,12 +91,12 @@ def test_one_process_logs_and_prints_the_table(finished):
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_one_process(finished, given, one_device, tmp_path, monkeypatch):
-    """The models of two processes, evaluated by them and by one; twice 45 images in batches of 32."""
+def test_metrics_match_those_of_one_process(finished, given, one_device, tmp_path, monkeypatch):
+    """The models of two processes, evaluated by two and by one; twice 45 images in batches of 32."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     several = json.loads((workdir / "report" / "metrics.json").read_text())
-    monkeypatch.setattr(write, "draw", lambda *_: {})  # drawn by the two
+    monkeypatch.setattr(write, "draw", lambda *_: {})  # drawn by the two processes
     monkeypatch.setattr(write, "page", lambda *_: "")
     one = experiment.run(config(given), workdir)
     for model in ("original", "unlearned"):
@@ -106,7 +106,7 @@ def test_figures_are_those_of_one_process(finished, given, one_device, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_mistake_of_all_is_told_once(tmp_path):
+def test_common_error_is_reported_once(tmp_path):
     ended = run_processes(
         2, "-m", "l2l_jax.main", CONFIG, "--config.unlearn.alhpa=1", f"--workdir={tmp_path}"
     )
@@ -116,20 +116,20 @@ def test_a_mistake_of_all_is_told_once(tmp_path):
 
 
 def start(workdir, log):
-    """The run as two processes under the launcher, which starts both again when one ends."""
+    """Start the run as two processes under the launcher, which restarts both when one ends."""
     launcher = [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={KILLS}", "--grace=0.3"]
     command = [*launcher, "--", sys.executable, *program(workdir, MANY)]
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
 
 
 def children(launcher):
-    """Process ids of the run's processes, from /proc."""
+    """Return the ids of the run's processes, from /proc."""
     listed = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text(encoding="utf-8")
     return [int(pid) for pid in listed.split()]
 
 
 def progress(workdir):
-    """Steps done by the last line of the scalars, over both stages."""
+    """Return the finished steps over both phases, from the last line of the scalars."""
     stages = {workdir / "pretrain" / "model": 0, workdir / "unlearn": MANY}
     rows = [(before, read_metrics(folder)) for folder, before in stages.items() if folder.exists()]
     return max((before + row[-1]["step"] for before, row in rows if row), default=0)
@@ -137,12 +137,12 @@ def progress(workdir):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-@pytest.mark.soak  # in every run test_several_processes.py kills one that trains
-def test_kills_leave_no_trace_in_the_parameters(tmp_path):
-    """In both phases, and some time after a start."""
+@pytest.mark.soak  # test_several_processes.py kills a training process in every run
+def test_parameters_do_not_depend_on_kills(tmp_path):
+    """Kills in both phases, and at random times after a start."""
     quiet, draw = finished_run(tmp_path / "quiet", MANY)[0], random.Random(KILLS)
-    # A kill is due when the run has come to a step, one in each equal part of the run, or, every third time,
-    # some time after a start.
+    # A kill happens at a step in each of equal parts of the run or, every third time,
+    # at a random time after a start.
     part = (2 * MANY - 3) / KILLS
     due = [int(part * index) + draw.randrange(1, int(part)) for index in range(KILLS)]
     log_path, workdir = tmp_path / "killed.log", tmp_path / "killed"
@@ -166,7 +166,7 @@ def test_kills_leave_no_trace_in_the_parameters(tmp_path):
                     time.sleep(draw.uniform(0.0, 4.0))
                 else:
                     until(lambda step=step: progress(workdir) >= step)
-                time.sleep(draw.uniform(0.0, 0.05))  # somewhere in a step, or in a checkpoint
+                time.sleep(draw.uniform(0.0, 0.05))  # somewhere within a step or a checkpoint
                 os.kill(draw.choice(children(launcher)), signal.SIGKILL)
                 until(lambda killed=killed: restarts() > killed)
             assert launcher.wait(timeout=900) == 0, log_path.read_text()[-3000:]

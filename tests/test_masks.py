@@ -1,4 +1,4 @@
-"""Masks of the tests against masks drawn by hand; training masks: shapes, sizes and reproducibility."""
+"""Evaluation masks compared with hand-drawn masks; training masks: shapes, sizes and reproducibility."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_masks(name):
         lambda: masks.mask_bank("box", 0, 32, seed=0),
     ],
 )
-def test_impossible_masks_are_refused(make):
+def test_invalid_masks_raise_errors(make):
     with pytest.raises(ValueError):
         make()
 
@@ -45,8 +45,8 @@ def test_boxes_are_rectangles_within_their_bounds(size, sides, margin):
     assert (min(heights), max(heights)) == (min(widths), max(widths)) == sides
 
 
-def test_a_stroke_covers_what_is_near_its_lines():
-    """Against the distance of every pixel to the zigzag; a pixel of play for the rasterizer."""
+def test_stroke_covers_pixels_near_its_lines():
+    """Compared with the distance of every pixel to the zigzag; tolerance of one pixel for the rasterizer."""
     vertices = np.array([[10.0, 12.0], [50.0, 20.0], [22.0, 55.0], [22.0, 55.0]])
     mask = masks.stroke_mask(vertices, 9, 64)
     pixels = np.stack(np.meshgrid(np.arange(64), np.arange(64)), -1).astype(float)
@@ -72,10 +72,10 @@ def test_strokes_zigzag_inside_the_image():
 
 
 @pytest.mark.parametrize("size", [16, 64, 256])
-def test_hybrid_masks_are_alike_at_every_size(size):
+def test_hybrid_masks_are_similar_at_every_size(size):
     bank = masks.mask_bank("hybrid", 400, size, seed=1)
     assert bank.shape == (400, size, size) and bank.dtype == bool
-    # Masks drawn at 256 pixels with the release's numbers hide 0.327 on average, with a standard
+    # Masks drawn at 256 pixels with the released parameters hide 0.327 on average, with a standard
     # deviation of 0.065 among masks; 0.03 leaves room for lengths rounded to pixels.
     assert abs(bank.mean() - 0.33) < 0.03
     assert bank.mean((1, 2)).min() > 0.15 and bank.mean((1, 2)).max() < 0.75

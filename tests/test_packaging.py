@@ -1,4 +1,4 @@
-"""The wheel and the sdist, installed into environments of their own."""
+"""The wheel and the sdist, installed into separate environments."""
 
 import ast
 import os
@@ -25,7 +25,7 @@ from l2l_jax.__main__ import COMMANDS
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MINE = ("build", "dist", "runs", ".git", ".venv", "*.egg-info", "__pycache__", ".*_cache")
-"""What may lie in a checkout and is not part of the project."""
+"""Files that may exist in a checkout but are not part of the project."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def distributions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(distributions, tmp_path_factory):
-    """The programs of a new virtual environment with the wheel and, so far, no other packages."""
+    """Programs of a new virtual environment with only the wheel installed."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     options = ["--no-deps", "--no-index", "--no-compile"]
@@ -57,7 +57,7 @@ def use_others(installed, site_packages):
 
 
 def closure(*names):
-    """The installed packages that `pip install NAMES` brings."""
+    """Return the installed packages that `pip install NAMES` would install."""
     found, queue = set(), list(names)
     while queue:
         name = canonicalize_name(queue.pop())
@@ -89,8 +89,8 @@ print(float(loss(zeros + 2)), jax.grad(loss)(zeros + 2).tolist()[0][0], l2l_jax.
 """
 
 
-def test_the_loss_alone_needs_jax_and_numpy(installed, tmp_path):
-    """As after `pip install jax numpy` and `pip install --no-deps -e .`; the loss is (1 + 0.5) · 2²."""
+def test_losses_need_only_jax_and_numpy(installed, tmp_path):
+    """Environment of `pip install jax numpy` and `pip install --no-deps -e .`; the loss is (1 + 0.5) · 2²."""
     others = tmp_path / "others"
     others.mkdir()
     for name in closure("jax", "numpy"):
@@ -105,7 +105,7 @@ def test_the_loss_alone_needs_jax_and_numpy(installed, tmp_path):
     assert place.startswith(str(installed.parent))
 
 
-def test_an_installed_wheel_has_its_programs_and_its_data(installed, tmp_path):
+def test_installed_wheel_has_programs_and_data(installed, tmp_path):
     use_others(installed, sysconfig.get_path("purelib"))
     usage = run([installed / "l2l-jax", "--help"], tmp_path)
     assert all(f"{name} " in usage for name in COMMANDS)
@@ -124,7 +124,7 @@ def test_an_installed_wheel_has_its_programs_and_its_data(installed, tmp_path):
     assert "x.safetensors" in run([installed / "l2l-jax", "weights", "inspect", "x.safetensors"], tmp_path)
 
 
-def test_what_the_distributions_hold(distributions):
+def test_contents_of_distributions(distributions):
     with zipfile.ZipFile(distributions[0]) as wheel:
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"l2l_jax", f"l2l_jax-{l2l_jax.__version__}.dist-info"}
@@ -137,7 +137,7 @@ def test_what_the_distributions_hold(distributions):
     assert {"README.md", "LICENSE", *others} <= inside
 
 
-def test_each_dependency_is_explained_once():
+def test_each_dependency_is_documented_once():
     """docs/reference/dependencies.md has a row for each, and no others."""
     rows = re.findall(
         r"^\| `([\w-]+)(?:\[\w+\])?` \|", (ROOT / "docs/reference/dependencies.md").read_text(), re.M
@@ -146,7 +146,7 @@ def test_each_dependency_is_explained_once():
     assert sorted(rows) == sorted(names) and len(set(names)) == len(names)
 
 
-def test_what_is_imported_lazily_is_what_type_checkers_see():
+def test_lazy_imports_match_type_checking_imports():
     text = (ROOT / "l2l_jax" / "__init__.py").read_text(encoding="utf-8")
     (block,) = [node for node in ast.parse(text).body if isinstance(node, ast.If)]
     typed = {alias.asname or alias.name for node in block.body for alias in node.names}

@@ -1,4 +1,4 @@
-"""The published configs: their settings, and their small variants from start to end."""
+"""The published configs: their settings, and end-to-end runs of their small variants."""
 
 import json
 import math
@@ -25,7 +25,7 @@ SMALLER = {
 SMALLER["vqgan"] |= {"model.scan": True, "pretrain.tokenizer.steps": 6}
 for fields in SMALLER.values():
     fields["pretrain.model.steps"] = 6
-"""Fewer steps, and models that compile sooner: those of tests/models have all that the configs' have."""
+"""Fewer steps, and models that compile faster; tests/models covers all features of the configs' models."""
 
 
 def raw_config(name, variant=""):
@@ -58,8 +58,8 @@ def test_published_settings():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_undo_is_the_method_of_the_small_configs_in_proportion(name):
-    """A tenth of the steps of pretraining at twice its rate; held-out images for the budget."""
+def test_undo_settings_of_small_configs_are_proportional(name):
+    """A tenth of the pretraining steps at twice the learning rate; held-out images for the budget."""
     plain, undo = (parse_config(raw_config(name, variant)) for variant in ("", "undo"))
     small = parse_config(raw_config("fashion_mae")).unlearn
     cfg, pretrain = undo.unlearn, plain.pretrain["model"]
@@ -67,7 +67,7 @@ def test_undo_is_the_method_of_the_small_configs_in_proportion(name):
     assert cfg.options == small.options and cfg.cycles[1] == 2 * cfg.cycles[0]
     assert (cfg.steps * 10, cfg.learning_rate) == (pretrain.steps, 2 * pretrain.learning_rate)
     assert cfg.retain_budget and undo.data.validation_fraction and cfg.batch_size == plain.unlearn.batch_size
-    assert undo.model.inpaint_passes <= 50  # the budget is measured often
+    assert undo.model.inpaint_passes <= 50  # because the budget is measured often
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,22 +76,22 @@ def test_small_variants_are_valid(name):
     assert small.family == parse_config(raw_config(name)).family and small.data.source == "folder"
 
 
-def test_a_small_variant_without_its_pictures_says_what_makes_them(tmp_path, monkeypatch):
+def test_small_variant_without_images_names_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = parse_config(raw_config("mae", "runlocal"))
     with pytest.raises(UserError, match="data/local does not exist.*l2l_jax.data.make_local` makes it"):
         open_source(small.data, "train", small.model.image_size)
 
 
-def test_the_small_pictures(tmp_path, run_here):
-    """The script says what it made, and leaves what is there."""
+def test_make_local_images(tmp_path, run_here):
+    """The script reports its output, and does not overwrite existing files."""
     flags = [f"--output={tmp_path / 'new'}", "--train=3"]
     code, output, _ = run_here(make_local.main, *flags, "--test=2")
     assert code == 0 and "20 images in" in output
     files = sorted(str(path.relative_to(tmp_path / "new")) for path in tmp_path.rglob("*.*"))
     assert len(files) == 4 * 5 and "train/temple/0002.jpg" in files and "val/digit_1/0001.png" in files
     sizes = {Image.open(path).size for path in tmp_path.glob("new/*/temple/*")}
-    assert len(sizes) > 1  # so that cropping has something to do
+    assert len(sizes) > 1  # so that cropping has an effect
     assert {Image.open(path).size for path in tmp_path.glob("new/*/digit_0/*")} == {(8, 8)}
     code, _, errors = run_here(make_local.main, *flags, "--test=1")
     assert code == 1 and re.match(r"Error: .*new exists\. Choose another --output", errors)
@@ -108,8 +108,8 @@ def random_model(name, folder):
 @pytest.mark.soak
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("name", SMALLER)
-def test_small_variants_run_from_start_to_end(name, pretrained, tmp_path):
-    """In every run test_main.py runs that of the MAE, and models/ trains every stage of all families."""
+def test_small_variants_run_end_to_end(name, pretrained, tmp_path):
+    """In every run, test_main.py runs the MAE variant, and models/ trains every phase of all families."""
     make_local.make(tmp_path / "pictures", {"train": 20, "val": 10})
     given = random_model(name, tmp_path / "given") if pretrained else ""
     flags = [f"--config.{field}={value}" for field, value in SMALLER[name].items()]

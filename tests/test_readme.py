@@ -1,4 +1,4 @@
-"""What the README shows is true."""
+"""The examples in the README."""
 
 import pathlib
 import re
@@ -14,8 +14,8 @@ def block(marker):
     return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.S).group(1)
 
 
-def test_the_library_example_runs_as_it_stands():
-    """In a process of its own, as a reader would paste it; it must forget while retaining."""
+def test_library_example_runs_unchanged():
+    """Run in a new process, as pasted by a reader; the model must forget while retaining."""
     example = block("library example")
     *_, last = example.splitlines()
     at_first = f"    if step == 0:\n        {last}\n"
@@ -26,7 +26,7 @@ def test_the_library_example_runs_as_it_stands():
     assert retain_before == 0 and forget < 0.6 * forget_before and retain < 0.05 * forget
 
 
-def test_ci_types_the_test_command():
+def test_ci_runs_the_documented_test_command():
     """The extraction in .ci/run yields the README's line."""
     extract = re.search(r"command=\$\((.*)\)\n", (ROOT / ".ci" / "run").read_text()).group(1)
     done = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Runs of 1, 2 and 4 real processes on this machine: the same numbers, one checkpoint for all, no hanging."""
+"""Runs of 1, 2 and 4 real processes on this machine: equal results, shared checkpoints, no hanging."""
 
 import functools
 import json
@@ -18,11 +18,11 @@ from tests.matrix import soak
 from tests.utils.launching import worker
 
 TOLERANCE = 2e-5
-"""Largest difference of parameters of size 1 after 12 AdamW steps, their sums taken in another order."""
+"""Maximum difference of parameters of size 1 after 12 AdamW steps with sums in a different order."""
 
 
 JAX_ENDS_WITH = (-signal.SIGABRT, 1)
-"""Exit codes when JAX notices by itself that another process is lost; 1 before 0.9.2."""
+"""Exit codes when JAX itself detects that another process is lost; 1 before 0.9.2."""
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def assert_same_run(folder, params, alone):
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=TOLERANCE)
     jax.tree.map(close, params, alone[0])
     rows = read_metrics(folder)
-    assert [row["step"] for row in rows] == list(range(1, scenarios.STEPS + 1))  # none twice, none missing
+    assert [row["step"] for row in rows] == list(range(1, scenarios.STEPS + 1))  # no duplicates, none missing
     for row, expected in zip(rows, alone[1], strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
 
 
 def kept(folder, count, like):
-    """The parameters that every one of `count` processes ended with."""
+    """Return the final parameters of each of `count` processes."""
     kept = [np.load(folder / f"params_{index}.npz") for index in range(count)]
     for other in kept[1:]:
         jax.tree.map(np.testing.assert_array_equal, dict(other), dict(kept[0]))
@@ -57,10 +57,10 @@ def kept(folder, count, like):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_all_after_the_same_step_and_one_is_silent(stopped):
+def test_sigterm_to_one_process_stops_all_after_the_same_step(stopped):
     folder, ended = stopped
     assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2
-    # The signal arrives before the fourth step, which it is sent behind; its result is read after the fifth.
+    # The signal arrives before the fourth step and is exchanged after it; the result is read after the fifth.
     assert "SIGTERM: stopped after step 5; the state is saved" in ended[0].errors
     assert (folder / "checkpoints" / "5").is_dir()
     assert len(read_metrics(folder)) == 5
@@ -80,10 +80,10 @@ def assert_silent(processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("middle", "last"), [(2, 1), soak(4, 1), soak(4, 2)])
-def test_processes_restore_the_checkpoints_of_more_and_of_fewer(stopped, alone, tmp_path, middle, last):
-    """2 processes stop after step 5, 2 or 4 after step 10, others end the run: the numbers are those of one.
+def test_restore_checkpoints_of_other_process_counts(stopped, alone, tmp_path, middle, last):
+    """2 processes stop after step 5, 2 or 4 after step 10, others finish: the results match one process.
 
-    First every process has all parameters; then two processes, a mesh of 2x2 or two devices split them.
+    Parameters are first replicated, then split over two processes, a mesh of 2x2, or two devices.
     """
     shutil.copytree(stopped[0], tmp_path / "run")
     ended = worker(middle, "sharded_terminated", tmp_path / "run")
@@ -101,8 +101,8 @@ def test_processes_restore_the_checkpoints_of_more_and_of_fewer(stopped, alone, 
 
 
 @pytest.mark.parametrize("first", [soak(1), soak(2)])
-def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
-    """One process stops, 2 go on under `pmap`. In every run train/test_budget.py has several devices."""
+def test_processes_agree_on_the_retain_budget(tmp_path, first):
+    """One process stops, 2 resume under `pmap`. In every run, train/test_budget.py uses several devices."""
     (tmp_path / "alone").mkdir()
     alone = scenarios.train(tmp_path / "alone", budgeted=True), read_metrics(tmp_path / "alone")
     assert len({row["alpha"] for row in alone[1]}) > 2
@@ -121,14 +121,14 @@ def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["killed", soak("killed_first")])
-def test_a_killed_process_ends_the_other_and_the_run_resumes(scenario, stopped, alone, tmp_path):
-    """Killed in step 7, it resumes after step 5, here on one device; launch/test_local.py has restarts."""
+def test_killed_process_ends_the_other_and_the_run_resumes(scenario, stopped, alone, tmp_path):
+    """Killed in step 7, it resumes after step 5, here on one device; launch/test_local.py covers restarts."""
     first = scenario == "killed_first"
     folder = shutil.copytree(stopped[0], tmp_path / "run")
     ended = worker(2, scenario, folder, timeout=120)
     victim, other = ended if first else ended[::-1]
     assert victim.code == -signal.SIGKILL
-    # Either the broken connection is noticed by the program, or by JAX, which then aborts.
+    # The broken connection is detected either by the program or by JAX, which then aborts.
     if other.code == LOST:
         assert "Error: Another process of this run has ended" in other.errors
     else:
@@ -139,15 +139,15 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(scenario, stopped, 
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_ends_the_other_within_the_heartbeat_timeout(tmp_path):
+def test_hanging_process_ends_the_other_within_the_heartbeat_timeout(tmp_path):
     ended = worker(2, "frozen", tmp_path, flags=["--heartbeat_timeout=5"], frozen=1, timeout=120)
     assert ended[0].code in JAX_ENDS_WITH
     assert "stopped sending heartbeats" in ended[0].errors
 
 
 @pytest.mark.slow
-def test_what_processes_find_different_is_told_once_and_ends_all(tmp_path):
-    """Process 0 has a file of weights, which is no network: it is not read, because process 1 lacks it."""
+def test_inconsistency_between_processes_is_reported_once(tmp_path):
+    """Process 0 has an invalid file of weights, which is not read because process 1 lacks it."""
     ended = worker(2, "disagreeing", tmp_path)
     assert [process.code for process in ended] == [1, 1]
     pattern = r"Error: Process 1 of 2: --workdir=.*/1 is not the same folder here as in process 0"

@@ -1,4 +1,4 @@
-"""The models that come with the package are what their cards say."""
+"""The models shipped with the package match their metadata."""
 
 import functools
 import hashlib
@@ -31,7 +31,7 @@ def config_of(name, **fields):
     return parse_config(override(read_config(name), fields))
 
 
-def test_a_model_for_each_config():
+def test_each_config_has_a_model():
     assert set(shipped.names()) == {*CONFIGS, *(name + shipped.RETRAINED for name in WITH_RETRAINED)}
     files = [shipped.resolved(name) for name in shipped.names()]
     data = [*arrays.FASHION.iterdir(), arrays.DIGITS]
@@ -40,7 +40,7 @@ def test_a_model_for_each_config():
         card = shipped.card(name)
         assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
         config = json.loads(json.dumps(config_of(name.removesuffix(shipped.RETRAINED)).describe()))
-        assert card["model"].items() <= config["model"].items()  # fields may have come since
+        assert card["model"].items() <= config["model"].items()  # fields may have been added since
         for stage, training in card["pretrain"].items():
             del training["checkpoint_every"], training["log_every"]
             assert training.items() <= config["pretrain"][stage].items()
@@ -48,7 +48,7 @@ def test_a_model_for_each_config():
 
 @pytest.fixture(scope="module")
 def errors(one_device):
-    """`(config, end of a model's name, set)` → errors in the mask of each image; compiled once a config."""
+    """`(config, suffix of a model's name, set)` → masked MSE of each image; compiled once per config."""
 
     @functools.cache
     def opened(name):
@@ -71,13 +71,13 @@ def errors(one_device):
     return find
 
 
-# Every run inpaints with the fastest model; tests/models compare the others with their releases.
+# Every run inpaints with the fastest model; tests/models compares the others with the released code.
 NORMAL = [("digits_mae", "retain"), ("digits_mae", "forget")]
 
 
 @pytest.mark.parametrize("name, split", cells(CONFIGS, ("retain", "forget"), normal=NORMAL))
-def test_the_metrics_of_the_cards_hold(name, split, errors):
-    """Errors in the mask on test images; the retrained model does not restore what it did not see."""
+def test_metrics_match_the_metadata(name, split, errors):
+    """Masked MSE on test images; the retrained model does not reconstruct the forget set."""
     ends = ("", shipped.RETRAINED) if name in WITH_RETRAINED else ("",)
     found = {end: errors(name, end, split).mean() for end in ends}
     for end, error in found.items():
@@ -87,15 +87,15 @@ def test_the_metrics_of_the_cards_hold(name, split, errors):
         assert found[shipped.RETRAINED] > 1.25 * found[""]
 
 
-# One in every run, as above
+# One model in every run, as above
 @pytest.mark.parametrize("name", [WITH_RETRAINED[0], *map(soak, WITH_RETRAINED[1:])])
-def test_a_retrained_model_reconstructs_what_it_saw_as_the_original_does(name, errors):
+def test_retrained_model_matches_the_original_on_the_retain_set(name, errors):
     original, retrained = (errors(name, end, "validation").mean() for end in ("", shipped.RETRAINED))
     assert retrained / original <= FAIR_RATIO
 
 
-def test_the_card_of_a_retrained_model_says_how_much_its_seed_matters():
-    """After the attacks of the config's own audit: forget errors 3 to 50 % apart."""
+def test_metadata_of_retrained_model_has_the_spread_over_seeds():
+    """After the attacks of the config's audit: forget errors differ by 3 to 50%."""
     shots, seeds = (
         config_of("digits_mae").audit.relearning.shots,
         shipped.card("digits_mae_retrained")["seeds"],
@@ -106,7 +106,7 @@ def test_the_card_of_a_retrained_model_says_how_much_its_seed_matters():
         assert 0.03 < seeds["spread"][attack]["error"] < 0.5
 
 
-def test_configs_start_from_them(tmp_path):
+def test_configs_start_from_shipped_models(tmp_path):
     for name in CONFIGS:
         assert config_of(name).pretrained == name
     config = config_of("digits_mae", **{"data.source": "folder", "data.path": str(tmp_path)})
@@ -114,7 +114,7 @@ def test_configs_start_from_them(tmp_path):
         original_params(config, Workdir(tmp_path, config), None)
 
 
-def test_the_report_names_the_model_and_a_name_that_is_none_is_refused():
+def test_report_names_the_model_and_unknown_names_are_rejected():
     facts = original_weights(shipped.resolved("digits_mae"))
     assert facts["origin"] == "the shipped model digits_mae" and facts["licence"] == "Apache-2.0"
     assert facts["sha256"] == hashlib.sha256(shipped.resolved("digits_mae").read_bytes()).hexdigest()

@@ -1,6 +1,6 @@
-"""One of several processes that train a tiny model: `python -m tests.worker SCENARIO FOLDER --coordinator=…`.
+"""A process that trains a tiny model with others: `python -m tests.worker SCENARIO FOLDER --coordinator=…`.
 
-The scenarios are functions of this file. Started by `tests.utils.launching`.
+The scenarios are functions of this module. It is started by `tests.utils.launching`.
 """
 
 import os
@@ -18,10 +18,10 @@ BATCH = 8
 
 
 def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budgeted=False):
-    """Train a linear model; `process` gets the signal `number` before the given batch since its start.
+    """Train a linear model; `process` receives the signal `number` before the given batch since its start.
 
-    Parameters are split over `ways` devices. Alone, it trains on no more than those, however many there are.
-    With `budgeted` a retain budget moves the weight, measured every other step.
+    Parameters are split over `ways` devices. A single process uses only these devices.
+    With `budgeted`, a retain budget adjusts the weight, measured every other step.
     """
     import jax
 
@@ -42,7 +42,7 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     )
     devices = jax.devices()[:ways] if count == 1 else None
     mesh = sharding.make_mesh(devices, sharding.MeshConfig(fsdp=ways))
-    # There is no large array in so small a model.
+    # Such a small model has no large arrays.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
         objective = Encoder().objective(LINEAR)
         trainer = loop.Trainer("unlearn", objective, config, seed=1, mesh=mesh, parallel=parallel)
@@ -86,7 +86,7 @@ def killed(folder):
 
 
 def frozen(folder):
-    """The last process stands still, as on a host that hangs, and the others wait for it."""
+    """The last process hangs, as on a frozen host, and the others wait for it."""
     import jax
 
     from l2l_jax.utils.multihost import barrier
@@ -97,7 +97,7 @@ def frozen(folder):
 
 
 def disagreeing(folder):
-    """One process has a file of weights that the others lack; then every process names its own workdir."""
+    """One process has a file of weights that the others lack; then each process uses a different workdir."""
     import jax
 
     from l2l_jax.config import parse_config

@@ -1,4 +1,4 @@
-"""A model whose memory is known: it restores what it was given to remember, and nothing else."""
+"""A model with known memory: it reconstructs exactly the images that it was given."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from tests.fixtures.configs import digits_config
 
 @dataclasses.dataclass(frozen=True)
 class Memory(Model):
-    """Fills a mask with that of the image among {"encoder": images} whose visible pixels are nearest."""
+    """A model that fills a mask from the image in {"encoder": images} with the nearest visible pixels."""
 
     image_size: int = 16
     channels: int = 3
@@ -46,7 +46,7 @@ class Memory(Model):
 
 
 def remembering(source, indices=None):
-    """Parameters that remember some images of a source, or all."""
+    """Return parameters that remember some or all images of a source."""
     indices = range(len(source)) if indices is None else indices
     return {"encoder": np.stack([source[int(i)]["image"] for i in indices])}
 

@@ -1,4 +1,4 @@
-"""Attacks on models whose knowledge is known."""
+"""Attacks on models with known memory."""
 
 import dataclasses
 import logging
@@ -65,7 +65,7 @@ def target(params):
 
 
 @pytest.mark.parametrize("remembered", ["forget", "retain"])
-def test_membership_finds_what_was_memorized_and_guesses_otherwise(bench, training, remembered):
+def test_membership_attack_detects_memorized_images(bench, training, remembered):
     source = getattr(training, remembered)
     measured = Membership().run("membership", bench, target(remembering(source)), 0)["0"]
     members, others = measured["members"]["mse"], measured["others"]["mse"]
@@ -75,14 +75,14 @@ def test_membership_finds_what_was_memorized_and_guesses_otherwise(bench, traini
         assert auc(members, others) == pytest.approx(0.5, abs=0.06)
 
 
-def test_true_positives_at_a_rate_of_false_ones():
+def test_true_positive_rate_at_a_false_positive_rate():
     members = np.array([0.5, 0.9, 1.5, 2.0, 50.0])
     assert true_positives(members, np.arange(100.0), 0.01) == 2 / 5
     assert true_positives(members, np.arange(1000.0), 0.001) == 2 / 5
 
 
-def test_deciders_of_membership_find_a_planted_leak_and_nothing_else():
-    """Errors of members vary less under the masks in the shadow model; elsewhere nothing differs."""
+def test_membership_deciders_find_only_a_planted_leak():
+    """In the shadow model, errors of members vary less across masks; otherwise nothing differs."""
     rng = np.random.default_rng(0)
     spread = {"members": 0.3, "others": 1.0, "shadow_members": 0.3, "shadow_others": 1.0}
     features = {name: rng.normal(0, std, (150, 4)) for name, std in spread.items()}
@@ -102,8 +102,8 @@ def test_deciders_of_membership_find_a_planted_leak_and_nothing_else():
         assert auc(scores["members"]["score"], scores["others"]["score"]) == 0.5
 
 
-def test_membership_by_several_masks_uses_a_shadow_of_the_attacked_model(bench, training, monkeypatch):
-    """The shadow remembers half of the retain validation images, the model all forget images."""
+def test_repeated_membership_attack_uses_a_shadow_model(bench, training, monkeypatch):
+    """The shadow model remembers half of the retain validation images, the model all forget images."""
     shadow = remembering(bench.validation.retain, range(0, len(bench.validation.retain), 2))
     monkeypatch.setattr(bench, "fit", lambda *_: shadow)
     found = MembershipRepeated(members=50).run("m", bench, target(remembering(training.forget)), 0)
@@ -113,7 +113,7 @@ def test_membership_by_several_masks_uses_a_shadow_of_the_attacked_model(bench, 
 
 
 class Lottery(Memory):
-    """Fills the mask with noise, and knows how badly it fits."""
+    """A model that fills the mask with noise, and reports its misfit."""
 
     why_no_samples = why_no_noise = ""
 
@@ -131,7 +131,7 @@ def lottery(evaluation, training):
     return Bench(dataclasses.replace(CONFIG, model=Lottery()), evaluation, training)
 
 
-def test_sampler_search_keeps_the_best_draw_and_descends(lottery, evaluation):
+def test_sampler_search_keeps_the_best_sample_and_descends(lottery, evaluation):
     attack = SamplerSearch(draws=4, rounds=20)
     found = attack.run("sampler_search", lottery, target({"encoder": np.zeros(1)}), 0)
     tests = evaluation.tests["forget"]
@@ -144,7 +144,7 @@ def test_sampler_search_keeps_the_best_draw_and_descends(lottery, evaluation):
 
 
 def test_denoising_attacks_change_the_sampler(lottery):
-    """Errors of this model are the square of share and scale."""
+    """Errors of this model are the square of fraction and scale."""
     nothing = target({"encoder": np.zeros(1)})
     half = PartialDenoising().run("partial_denoising_50", lottery, nothing, 0)["0"]["forget"]["mse"]
     np.testing.assert_allclose(half, 0.25, rtol=1e-4)
@@ -153,8 +153,8 @@ def test_denoising_attacks_change_the_sampler(lottery):
         np.testing.assert_allclose(points[name]["forget"]["mse"], scale**2, rtol=1e-4)
 
 
-def test_a_patient_attacker_keeps_the_rate_that_is_best_on_validation_images(bench, monkeypatch):
-    """The rate 0.02 is made the best on validation images, 0.06 the best on test images."""
+def test_learning_rate_is_selected_on_validation_images(bench, monkeypatch):
+    """The learning rate 0.02 is best on validation images by construction, 0.06 is best on test images."""
     errors = {0.01: (0.5, 0.3), 0.02: (0.2, 0.4), 0.06: (0.6, 0.1)}
 
     def train(target, variant, training, measured_at, seed):
@@ -174,7 +174,7 @@ def test_a_patient_attacker_keeps_the_rate_that_is_best_on_validation_images(ben
         np.testing.assert_array_equal(best.sample[0], [0.4, 0.4])
 
 
-def test_residual_knowledge_is_that_of_remembered_images(bench, evaluation):
+def test_residual_knowledge_of_remembered_images(bench, evaluation):
     tests = evaluation.tests["forget"]
     everything = {"encoder": tests.read(np.arange(len(tests))).images}
     attack = ResidualKnowledge(changes=2, pixel_change=1.0)
@@ -184,7 +184,7 @@ def test_residual_knowledge_is_that_of_remembered_images(bench, evaluation):
     np.testing.assert_array_equal(found["right"], right)
 
 
-def test_foreign_images_are_generated_general_or_of_another_source(bench):
+def test_unrelated_images_are_generated_general_or_of_another_source(bench):
     noise, again, other = (ForeignData(count=3).training_images("", bench, seed) for seed in (0, 0, 1))
     assert len(noise) == 3 and (noise[2]["image"] == again[2]["image"]).all()
     assert (noise[2]["image"] != other[2]["image"]).any()
@@ -193,7 +193,7 @@ def test_foreign_images_are_generated_general_or_of_another_source(bench):
         ForeignData(images="general").check(bench)
 
 
-def test_attacks_that_do_not_fit_are_refused_or_left_out(evaluation, training, tmp_path, caplog, monkeypatch):
+def test_unsupported_attacks_are_rejected_or_skipped(evaluation, training, tmp_path, caplog, monkeypatch):
     def audit_of(attacks):
         audit = dataclasses.replace(CONFIG.audit, attacks=attacks)
         return Audit(dataclasses.replace(CONFIG, audit=audit), evaluation, training, tmp_path)
@@ -212,8 +212,8 @@ def test_attacks_that_do_not_fit_are_refused_or_left_out(evaluation, training, t
     assert re.search(r"thorough audit of 1 models takes about [0-9]+ (s|minutes)", caplog.text)
 
 
-def test_views_reveal_what_a_changed_picture_reveals(bench, evaluation):
-    """Remembered mirror images are found by the view "flip" alone."""
+def test_views_find_images_remembered_under_a_transform(bench, evaluation):
+    """Remembered flipped images are found only by the view "flip"."""
     tests = evaluation.tests["forget"]
     mirrored = {"encoder": tests.read(np.arange(len(tests))).images[:, :, ::-1]}
     attack = Views()
@@ -225,8 +225,8 @@ def test_views_reveal_what_a_changed_picture_reveals(bench, evaluation):
 
 
 @pytest.mark.parametrize("classes", [5, 1])
-def test_the_probe_tells_classes_apart_or_one_class_from_the_retained(bench, training, classes):
-    """Features that are the class itself are read in all cases; with one class, forget against retain."""
+def test_probe_separates_classes(bench, training, classes):
+    """Features equal to the class are decoded in all cases; with one class, forget versus retain."""
     labels = np.asarray(training.forget.labels) if classes > 1 else np.full(len(training.forget), 5)
     forget = SimpleNamespace(labels=labels)
 
@@ -250,8 +250,8 @@ def test_the_probe_tells_classes_apart_or_one_class_from_the_retained(bench, tra
         assert points["useless"][name]["right"].mean() < 0.7
 
 
-def test_each_half_is_judged_by_the_other():
-    """Labels by the sign of a feature; in every second image of a class, and in one draw of four, another."""
+def test_probe_uses_two_fold_cross_validation():
+    """Labels are the sign of a feature; they differ in half of a class, in one sample of four."""
     labels, halves = np.repeat([0, 1], 20), np.where(np.arange(40) % 2, -1, 1)
     features = (labels * 2.0 - 1)[:, None, None] * np.array([1, 1, 1, -1])[None, :, None]
     np.testing.assert_array_equal(cross_validated(features, labels), np.full(40, 0.75))
@@ -259,7 +259,7 @@ def test_each_half_is_judged_by_the_other():
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_probe_converges_and_is_as_good_as_an_unregularized_one():
+def test_probe_converges_and_matches_an_unregularized_probe():
     pixels, labels = load_digits(return_X_y=True)
     right = fit_probe(pixels[::2, None], labels[::2])
     peer = LogisticRegression(C=10, max_iter=5000).fit(pixels[::2] / 16, labels[::2])
@@ -267,7 +267,7 @@ def test_the_probe_converges_and_is_as_good_as_an_unregularized_one():
     assert right(pixels[1::2, None], labels[1::2]).mean() == pytest.approx(expected, abs=0.02)
 
 
-def test_noise_on_weights_has_the_size_it_says():
+def test_weight_noise_has_the_stated_scale():
     seen = []
     fake = SimpleNamespace(seed=lambda repetition: 7, measure=lambda params, title: seen.append(params))
     params = {part: {"w": np.random.default_rng(0).normal(0, 3, 5000)} for part in ("encoder", "decoder")}
@@ -279,15 +279,15 @@ def test_noise_on_weights_has_the_size_it_says():
 
 
 class Straight(Memory):
-    """Fills the mask with the mean of the visible pixels, which are blind by a factor."""
+    """A model that fills the mask with the mean of the visible pixels times a factor."""
 
     def inpaint(self, params, images, mask, rng):
         mean = images[:, ~mask].mean(axis=1)[:, None, None]
         return jnp.where(mask[None, ..., None], jnp.clip(mean, 0, 1), images)
 
 
-def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation, training):
-    """A mean of pixels can be moved by just as much as each of them."""
+def test_gradient_view_uses_the_full_perturbation_budget(evaluation, training):
+    """A mean of pixels can be changed by exactly as much as each of them."""
     bench = Bench(dataclasses.replace(CONFIG, model=Straight()), evaluation, training)
     found = Views(25.5).run("view_gradient", bench, target({"encoder": np.zeros(1)}), 0)["0"]
     tests = evaluation.tests["forget"]
@@ -304,7 +304,7 @@ def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation, tra
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", [soak("remat"), "scan"])
-def test_features_of_every_layer_are_means_over_places(evaluation, field):
+def test_layer_features_are_means_over_positions(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
     params, tests = params_of(model), evaluation.tests["forget"]
     found, labels = EncoderFeatures(model, 256, seed=3, draws=2)(params, tests)
@@ -329,7 +329,7 @@ DOWN = ["conv_in", "down_blocks_0_resnets_0", "down_blocks_0_attentions_0"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "layers"), [("palette", MIDDLE), soak("latent_diffusion", DOWN)])
-def test_skips_of_a_unet_appear_once_among_its_layers(evaluation, family, layers):
+def test_unet_skip_connections_appear_once_among_layers(evaluation, family, layers):
     model = dataclasses.replace(MODELS[family], image_size=16)
     found, _ = EncoderFeatures(model, 256, seed=3)(params_of(model), evaluation.tests["forget"])
     *names, output = found
@@ -339,7 +339,7 @@ def test_skips_of_a_unet_appear_once_among_its_layers(evaluation, family, layers
     np.testing.assert_array_equal(found[OUTPUT], values[-1])
 
 
-def test_shots_are_spread_over_the_classes_and_differ_by_seed(training):
+def test_shots_are_balanced_over_classes_and_differ_by_seed(training):
     labels = np.asarray(few_of_each_class(training.forget, 12, 0, "shots").labels)
     assert sorted(np.unique(labels, return_counts=True)[1]) == [2, 2, 2, 3, 3]
 
@@ -352,8 +352,8 @@ def test_shots_are_spread_over_the_classes_and_differ_by_seed(training):
         few_of_each_class(training.forget, 9999, 0, "shots")
 
 
-def test_what_attacks_train_on(bench, training):
-    """Few forget images, alone or as often as retain images; retain images or all."""
+def test_training_images_of_attacks(bench, training):
+    """Few forget images, alone or balanced with retain images; retain images or all images."""
     retain, forget = len(training.retain), len(training.forget)
     for attack, variant, count, steps in (
         (Relearning(shots=(5, 8), drawings=3), "relearning_8", 8, 2 * 3 * 50),
@@ -368,7 +368,7 @@ def test_what_attacks_train_on(bench, training):
         assert attack.work(bench).trained == steps * attack.batch_size
 
 
-def test_relearning_is_the_mean_over_drawings(training):
+def test_relearning_is_averaged_over_samples(training):
     chosen = []
 
     def train(target, variant, what, steps, seed):
@@ -385,7 +385,7 @@ def test_relearning_is_the_mean_over_drawings(training):
     assert [len(names) for names in chosen] == [4, 4, 4] and len(set.union(*chosen)) > 4
 
 
-def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
+def test_fresh_decoder_is_reinitialized_with_the_same_encoder():
     assert halvings(400, 5) == (25, 50, 100, 200, 400)
     model = dataclasses.replace(config().model, **SIZES)
     assert Relearning().objective(model).trained == ("encoder", "decoder")
@@ -410,7 +410,7 @@ class Forgetful(Attack):
         return {str(n): bench.measure({"encoder": memory[:n]}, f"{n} memories") for n in self.kept}
 
 
-def test_an_attack_of_a_users_own_module_runs_and_is_stored(evaluation, training, tmp_path, monkeypatch):
+def test_user_defined_attack_runs_and_is_stored(evaluation, training, tmp_path, monkeypatch):
     ATTACKS.register("forgetful")(Forgetful)
     raw_config = config().describe() | {"plugins": [__name__]}
     raw_config["audit"] |= {"attacks": ["forgetful"], "forgetful": {"kept": [1, 3]}}

@@ -1,4 +1,4 @@
-"""The audit as a whole: measurements of known models, the verdict, what is stored, resumed and refused."""
+"""End-to-end audits of models with known memory: verdict, stored results, resuming, and errors."""
 
 import csv
 import dataclasses
@@ -28,16 +28,16 @@ from tests.audit.models import Memory, remembering
 from tests.fixtures.configs import SMALL, digits_config
 from tests.train.families import params_of
 
-SAME = dict(steps=2, batch_size=8, learning_rate=1e-3)  # attacks that differ in images alone share a step
+SAME = dict(steps=2, batch_size=8, learning_rate=1e-3)  # attacks that differ only in images share a step
 QUICK = dict(
     attacks=("retain_tuning", "weight_noise"), retain_tuning=SAME, weight_noise=dict(levels=(0.1,), **SAME)
 )
-"""test_attacks.py has what the others train, and on what."""
+"""Training of the other attacks is covered in test_attacks.py."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(compiled_once):
-    """One device, and one program to inpaint."""
+    """Use one device and one inpainting program."""
 
 
 def contents(folder):
@@ -46,7 +46,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def memories(tmp_path_factory):
-    """Findings on models that remember all training images, those of retain classes, and those but a few."""
+    """Findings for models that remember all training images, the retain set, or the retain set and a few."""
     fields = {"audit.attacks": ("membership", "linear_probe", "residual_knowledge")}
     fields |= {"data.test_per_class": 20, "data.train_per_class": 40, "evaluate.batch_size": 100}
     settings = dataclasses.replace(digits_config(fields), model=Memory())
@@ -72,11 +72,11 @@ def concluded(memories, unlearned, retrained=("retrained",), facts=FAIR):
     return conclude({role: [findings[n] for n in names] for role, names in roles.items()}, lines, facts)
 
 
-def test_the_original_is_not_forgotten_and_the_retrained_model_is(memories):
+def test_verdicts_of_original_and_retrained_model(memories):
     same = concluded(memories, "original")
     assert same["verdict"]["finding"] == "not forgotten"
     never = concluded(memories, "retrained")
-    assert never["verdict"]["finding"] in ("forgotten", "undecided")  # 100 images are few for 0.05
+    assert never["verdict"]["finding"] in ("forgotten", "undecided")  # 100 images are few for a margin 0.05
     for report, expected in ((same, 0), (never, 1)):
         depths = [d for r in report["results"] for d in r["depth"].values() if d["resolved"]]
         assert len(depths) > 3 and {d["value"] for d in depths} == {expected}
@@ -86,7 +86,7 @@ def test_the_original_is_not_forgotten_and_the_retrained_model_is(memories):
     assert little["verdict"]["little_to_forget"]
 
 
-def test_metrics_are_those_of_the_findings(memories):
+def test_report_metrics_match_the_findings(memories):
     report, findings = concluded(memories, "unlearned"), memories[0]
     first = report["results"][0]
     measured = findings["unlearned"][UNATTACKED]["0"]["forget"]
@@ -95,13 +95,13 @@ def test_metrics_are_those_of_the_findings(memories):
     own, never = (findings[m][UNATTACKED]["0"]["forget"]["right"].mean() for m in ("unlearned", "retrained"))
     by_measure = {c["measure"]: c for c in report["comparisons"] if c["name"] == UNATTACKED}
     assert by_measure["accuracy"]["excess"] == pytest.approx(own - never)
-    assert report["verdict"]["finding"] != "forgotten"  # it remembers one class
+    assert report["verdict"]["finding"] != "forgotten"  # the model remembers one class
     before, after = (findings[m][UNATTACKED]["0"]["retain"]["mse"].mean() for m in ("original", "unlearned"))
     assert report["cost"]["mse_ratio"][0] == pytest.approx(after / before)
     members = report["membership"]
     assert members["original"]["relative_error"]["auc"][0] >= members["original"]["error"]["auc"][0] > 0.9
     assert "relative_error" not in members["retrained"]
-    assert report["residual_knowledge"]["unlearned"]["ratio"] == [None] * 3  # the retrained model finds none
+    assert report["residual_knowledge"]["unlearned"]["ratio"] == [None] * 3  # the retrained model has none
     json.dumps(report, allow_nan=False)
 
 
@@ -123,8 +123,8 @@ def measured(accuracy, mse=None):
     return {"mse": errors, "right": np.arange(200) < 200 * accuracy, "label": classes}
 
 
-def test_an_attacker_keeps_the_best_step_on_validation_images():
-    """Step 0 included; the test images at that step count, whether they are better elsewhere or not."""
+def test_best_attack_step_is_selected_on_validation_images():
+    """Step 0 is included; the test metrics of that step are reported, even if another step is better."""
     curve = {"1": (0.5, 0.9), "2": (0.7, 0.4), "3": (0.6, 0.99)}
     points = {step: {"validation": measured(v), "forget": measured(t)} for step, (v, t) in curve.items()}
     findings = {UNATTACKED: {"0": {"validation": measured(0.55), "forget": measured(0.1)}}, "a": points}
@@ -136,7 +136,7 @@ def test_an_attacker_keeps_the_best_step_on_validation_images():
     assert best_points(findings, Line("a", "a"))["error"].point == "2"
 
 
-def test_one_forget_class_has_no_accuracy():
+def test_no_accuracy_with_a_single_forget_class():
     one = {**measured(0.5), "label": np.zeros(200, int)}
     findings = {UNATTACKED: {"0": {"validation": one, "forget": one}}}
     assert list(best_points(findings, Line(UNATTACKED, ""))) == ["error"]
@@ -153,8 +153,8 @@ def test_seeds_of_the_retrained_model_widen_the_margins(memories):
     assert wide["margin"] > concluded(memories, "unlearned")["comparisons"][0]["margin"]
     several = concluded(memories, "unlearned", ("retrained", "unlearned"))
     assert several["comparisons"][0]["margin"] > MARGINS["error"]
-    # Of two models one is half their distance from the mean, and their variance is half its square.
-    for name, own, other in (("forget", 0.25, 1), ("retain", 0, 0)):  # they remember the same to retain
+    # Each of two models differs from their mean by half their distance; the variance is half its square.
+    for name, own, other in (("forget", 0.25, 1), ("retain", 0, 0)):  # both remember the same retain images
         values = several["results"][0]["klom"][name]
         assert [values[role][0] for role in ("unlearned", "retrained")] == pytest.approx([own, other])
     assert "retain" not in several["results"][1]["klom"]
@@ -172,7 +172,7 @@ def test_without_a_retrained_model_the_original_is_the_reference(memories):
 
 
 def tiny(fields=(), **audit):
-    """A model that knows nothing, and few test images, in batches of half of them."""
+    """A model without memory, and few test images, in two batches."""
     few = {"data.test_per_class": 8, "evaluate.batch_size": 40, "evaluate.picture_per_class": 1}
     few |= {
         "evaluate.features": "none",
@@ -202,14 +202,14 @@ def audited(tmp_path_factory):
     retrained = [saved(workdir / f"retrained_{i}", i) for i in (1, 2)]
     original = {"model.pretrained": saved(workdir / "original", 0)}
     settings = tiny(original, enabled=True, retrained=retrained)
-    with pytest.MonkeyPatch.context() as patch:  # report/ draws reports
+    with pytest.MonkeyPatch.context() as patch:  # drawing is tested in tests/report
         patch.setattr(report_files, "draw", lambda *_: {})
         patch.setattr(report_files, "page", lambda *_: "")
         yield workdir, settings, experiment.run(settings, workdir / "run")
 
 
 @pytest.mark.slow
-def test_the_report_has_the_metrics_of_the_attacks(audited):
+def test_report_has_the_metrics_of_the_attacks(audited):
     workdir, settings, report = audited
     names = [result["name"] for result in report["audit"]["results"]]
     assert names == [UNATTACKED, "retain_tuning", "weight_noise", "weight_noise_tuning"]
@@ -221,7 +221,7 @@ def test_the_report_has_the_metrics_of_the_attacks(audited):
     attacked = report["audit"]["results"][1]["figures"]["unlearned"]["forget"]["mse"]
     row = rows["retain_tuning", "unlearned", "forget", "mse"]
     assert [float(row[k]) for k in ("value", "low", "high")] == attacked
-    first = report["audit"]["results"][0]["figures"]  # measured as the evaluation does
+    first = report["audit"]["results"][0]["figures"]  # computed as in the evaluation
     for model in ("original", "unlearned"):
         assert first[model]["forget"]["mse"][0] == pytest.approx(report[model]["forget"]["mse"], rel=1e-5)
     assert report["audit"]["yardstick"]["count"] == 2
@@ -229,7 +229,7 @@ def test_the_report_has_the_metrics_of_the_attacks(audited):
 
 
 @pytest.mark.slow
-def test_finished_attacks_are_read_and_metrics_kept_where_drawing_fails(audited, monkeypatch):
+def test_finished_attacks_are_reused_and_metrics_survive_drawing_errors(audited, monkeypatch):
     workdir, settings, report = audited
     run = workdir / "run"
     before = {name: contents(run / name) for name in ("unlearned", "unlearn")}
@@ -246,8 +246,8 @@ def test_finished_attacks_are_read_and_metrics_kept_where_drawing_fails(audited,
 
 
 @pytest.mark.slow
-def test_an_interrupted_attack_resumes_and_finds_the_same(audited, tmp_path, monkeypatch):
-    """Of the finished run one attack on one model is missing; it is stopped on the way."""
+def test_interrupted_attack_resumes_with_the_same_result(audited, tmp_path, monkeypatch):
+    """One attack on one model is removed from a finished run; its rerun is interrupted."""
     workdir, settings, report = audited
     for folder in ("audit", "evaluation"):
         shutil.copytree(workdir / "run" / folder, tmp_path / folder)
@@ -278,14 +278,14 @@ def test_an_interrupted_attack_resumes_and_finds_the_same(audited, tmp_path, mon
         ("{model}", r"was trained for forget=.*, but config.data.forget is .*3"),
     ],
 )
-def test_a_model_that_does_not_fit_is_refused_before_any_work(retrained, message, tmp_path):
+def test_mismatched_model_is_rejected_before_any_work(retrained, message, tmp_path):
     retrained = retrained.format(model=saved(tmp_path / "model", 1))
     settings = tiny({"data.forget": ("3",)}, enabled=True, retrained=retrained)
     with pytest.raises(UserError, match=message):
         check_gold_standard(settings, tmp_path)
 
 
-def test_a_retrained_model_of_another_length_is_refused_before_any_work(tmp_path):
+def test_retrained_model_of_another_length_is_rejected_before_any_work(tmp_path):
     settings = tiny({"model.pretrained": ""}, retrained="train")
     check_gold_standard(settings, tmp_path)
     (tmp_path / "retraining" / "pretrained").mkdir()
@@ -298,14 +298,14 @@ def test_a_retrained_model_of_another_length_is_refused_before_any_work(tmp_path
     check_gold_standard(longer, tmp_path, redo=True)
 
 
-def test_what_an_audit_needs_is_named(tmp_path):
+def test_missing_inputs_of_an_audit_are_named(tmp_path):
     with pytest.raises(UserError, match="validation_fraction is 0"):
         check_gold_standard(tiny({"data.validation_fraction": 0.0}, retrained="train"), tmp_path)
     with pytest.raises(UserError, match="no original model to compare with"):
         experiment.audit(tiny({"model.pretrained": ""}), tmp_path, pathlib.Path("unlearned"))
 
 
-def test_a_missing_retrained_model_is_announced_with_the_flag(caplog, tmp_path):
+def test_missing_retrained_model_is_reported_with_the_flag(caplog, tmp_path):
     logging.getLogger("l2l_jax").propagate = True
     check_gold_standard(tiny({"model.pretrained": "elsewhere"}, retrained="shipped"), tmp_path)
     assert "--config.audit.retrained=train" in caplog.text

@@ -1,4 +1,4 @@
-"""Canaries: marks that are planted before pretraining, and found again in what models restore."""
+"""Canaries: marks that are added before pretraining and detected in reconstructions."""
 
 import dataclasses
 
@@ -30,21 +30,21 @@ CONFIG = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, canar
 
 
 @pytest.mark.parametrize("top", [255, 1.0])
-def test_a_mark_covers_the_middle_half_and_is_the_images_own(top):
+def test_mark_covers_the_middle_half_and_depends_on_the_image(top):
     square = np.full((16, 16, 3), top, np.uint8 if top == 255 else np.float32)
     painted, other = paint(square, 3), paint(square, 4)
     inside = np.zeros((16, 16), bool)
     inside[4:12, 4:12] = True
     np.testing.assert_array_equal(painted[~inside], top)
     dark = (painted[inside] < top).all(-1)
-    assert painted.dtype == square.dtype and dark.mean() == 0.5  # half of the squares are bright
+    assert painted.dtype == square.dtype and dark.mean() == 0.5  # half of the cells are bright
     np.testing.assert_allclose(painted[inside][dark], 0.6 * top, rtol=1e-6)
     assert (painted != other).any() and (painted == paint(square, 3)).all() and (square == top).all()
     assert covered(16) == slice(4, 12) and mark(0, 28).shape == (14, 14)
 
 
 def test_marks_follow_their_images_through_shuffling_crops_and_processes(tmp_path):
-    """Every image is gray by its number; marked ones have their own mark where the model sees the middle."""
+    """The gray value of an image is its index; marked ones show their mark where the crop has the middle."""
     gray = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 20, 24, 3), np.uint8)
     source = ArraySource(gray, np.zeros(8), ["all"])
     marked, crop, seen = Marked(source, (2, 5)), TransformConfig(crop="random", flip=True), {}
@@ -66,7 +66,7 @@ def test_marks_follow_their_images_through_shuffling_crops_and_processes(tmp_pat
     assert source_digest(marked) != source_digest(source) == source_digest(Marked(source, ()))
 
 
-def test_fit_is_that_of_correlations_by_hand():
+def test_fit_matches_correlations_in_numpy():
     rng = np.random.default_rng(0)
     marks, residuals = rng.integers(0, 2, (6, 40)).astype(float), rng.normal(size=(3, 40))
     residuals[0] = 0.3 * marks[4] - 2
@@ -77,7 +77,7 @@ def test_fit_is_that_of_correlations_by_hand():
         assert scores[row] == pytest.approx(-(r[own] - others.mean()) / others.std())
         assert found[row] == (r[own] > others.max())
     assert found[0] == 1
-    assert (fit(np.ones((2, 40)), marks, np.arange(2))[1] == 0).all()  # nothing restored
+    assert (fit(np.ones((2, 40)), marks, np.arange(2))[1] == 0).all()  # nothing reconstructed
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def seen_images(source):
 
 @pytest.fixture(scope="module")
 def models(bench):
-    """Models that remember all training images, those of retain classes, and nothing but gray."""
+    """Models that remember all training images, the retain set, or only gray."""
     everything, kept = (seen_images(s) for s in (bench.evaluation.train, images_without_forget(CONFIG)))
     return {
         name: {"encoder": images}
@@ -105,7 +105,7 @@ def models(bench):
     }
 
 
-def test_who_remembers_the_images_restores_all_marks_and_a_constant_none(bench, models):
+def test_marks_are_reconstructed_only_by_models_that_remember(bench, models):
     measured = {name: bench.measure(params, name, ("forget",)) for name, params in models.items()}
     found = {name: split_sets(m[CANARIES]["found"]) for name, m in measured.items()}
     assert {name: sets[0].sum() for name, sets in found["original"].items()} == {"forget": 10, "retain": 10}
@@ -116,7 +116,7 @@ def test_who_remembers_the_images_restores_all_marks_and_a_constant_none(bench, 
 
 
 def concluded(bench, models, unlearned):
-    """The audit of one of the models, and one that is attacked: it then remembers everything."""
+    """The audit of one of the models, and of a model that remembers everything after an attack."""
     names = {"original": "original", "unlearned": unlearned, "retrained": "retrained"}
     findings = {}
     for role, name in names.items():
@@ -127,7 +127,7 @@ def concluded(bench, models, unlearned):
     return conclude(findings, [Line(UNATTACKED, "no attack"), Line("attack", "an attack")], facts)
 
 
-def test_the_report_counts_marks_and_the_verdict_heeds_those_that_are_restored(bench, models):
+def test_report_and_verdict_include_reconstructed_marks(bench, models):
     audit = concluded(bench, models, "retrained")
     first, after = audit["canaries"]
     assert (first["count"], after["title"]) == (COUNT, "an attack")
@@ -135,7 +135,7 @@ def test_the_report_counts_marks_and_the_verdict_heeds_those_that_are_restored(b
     assert original["auc"][0] == 1 and original["found"] == 10 and own["found"] <= 2
     assert after["models"]["unlearned"]["forget"]["auc"][0] == 1
     assert audit["verdict"]["violated_attacks"] == ["attack"]
-    assert {c["measure"] for c in audit["comparisons"]} == {"error", "accuracy"}  # they need not hold
+    assert {c["measure"] for c in audit["comparisons"]} == {"error", "accuracy"}  # canaries are not required
     rows = canary_table(audit).rows
     assert [row.titles for row in rows] == [("no attack",), ("an attack",)] and len(rows[0].cells) == 6
     assert rows[0].cells[0].value == "1.00 (10)"
@@ -145,7 +145,7 @@ def test_the_report_counts_marks_and_the_verdict_heeds_those_that_are_restored(b
     assert remembering["finding"] == "not forgotten"
 
 
-def test_the_retrained_model_has_retain_marks_and_no_others():
+def test_retrained_model_has_only_retain_marks():
     source = open_training(CONFIG.data, 16)
     chosen = canaries(CONFIG.data, source)
     assert all(len(set(indices)) == 2 * COUNT for indices in chosen.values())
@@ -158,7 +158,7 @@ def test_the_retrained_model_has_retain_marks_and_no_others():
     }
 
 
-def test_what_cannot_be_planted_is_refused():
+def test_invalid_canaries_are_rejected():
     with pytest.raises(UserError, match="config.data.canaries marks images before .*model.pretrained=''"):
         parse_config(upgrade(config().describe() | {"data": CONFIG.describe("data")["data"]}))
     many = dataclasses.replace(CONFIG.data, canaries=1000)

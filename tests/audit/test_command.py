@@ -17,7 +17,7 @@ from tests.report.example import HIDDEN, report
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the audit was asked for; its verdict is "hidden"."""
+    """Record the arguments of the audit; its verdict is "hidden"."""
     audit = mock.Mock(return_value=report(HIDDEN))
     monkeypatch.setattr(experiment, "audit", audit)
     return audit
@@ -25,8 +25,8 @@ def asked(monkeypatch):
 
 @flagsaver.flagsaver
 def call(*arguments):
-    flags.FLAGS.unparse_flags()  # of tests before this one
-    with mock.patch.object(sys, "argv", ["audit", *arguments]):  # where fields to change are looked for
+    flags.FLAGS.unparse_flags()  # discard flags of previous tests
+    with mock.patch.object(sys, "argv", ["audit", *arguments]):  # overridden fields are read from sys.argv
         return main(sys.argv)
 
 
@@ -38,7 +38,7 @@ def finished(folder):
     return folder
 
 
-def test_a_finished_run_is_audited_as_it_was_made(asked, tmp_path, capsys):
+def test_finished_run_is_audited_with_its_config(asked, tmp_path, capsys):
     assert call(f"--workdir={finished(tmp_path)}") == 0
     settings, workdir, unlearned = asked.call_args.args
     assert (workdir, unlearned) == (tmp_path, tmp_path / "unlearned")
@@ -47,11 +47,11 @@ def test_a_finished_run_is_audited_as_it_was_made(asked, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("required", "code"), [("forgotten", UNMET), ("hidden", 0)])
-def test_the_exit_code_says_whether_the_verdict_is_the_one_required(asked, tmp_path, required, code):
+def test_exit_code_reflects_the_required_verdict(asked, tmp_path, required, code):
     assert call(f"--workdir={finished(tmp_path)}", f"--require={required}") == code
 
 
-def test_another_model_is_audited_with_its_config(asked, tmp_path):
+def test_other_model_is_audited_with_its_config(asked, tmp_path):
     raw_config = "--config=configs/digits_mae.py:encoder"
     arguments = [raw_config, "--config.audit.fresh_decoder.steps=9", f"--workdir={tmp_path / 'new'}"]
     assert call(*arguments, f"--unlearned={tmp_path}") == 0
@@ -59,7 +59,7 @@ def test_another_model_is_audited_with_its_config(asked, tmp_path):
     assert settings.audit.fresh_decoder.steps == 9 and settings.audit.enabled and unlearned == tmp_path
 
 
-def test_mistakes_are_one_sentence(tmp_path):
+def test_invalid_arguments_raise_user_errors(tmp_path):
     with pytest.raises(UserError, match="--config is required"):
         call()
     finished(tmp_path)

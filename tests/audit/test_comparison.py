@@ -1,4 +1,4 @@
-"""Non-inferiority tests by hand and against SciPy; depth and AUC; the verdict's rules and error rates."""
+"""Non-inferiority tests compared with SciPy and by hand; depth and AUC; rules and error rates of verdicts."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ CLASSES = RNG.integers(0, 3, 400)
 RIGHT = RNG.random((3, 400)) < np.array([[0.9], [0.5], [0.6]])
 
 
-def test_the_error_test_at_its_margin_is_a_t_test_of_the_mean_where_nothing_is_skewed():
+def test_error_test_equals_a_t_test_without_skewness():
     """Symmetric differences: with the margin m, of exp(m) · errors − reference (Fieller)."""
     own, reference = ERRORS[0], ERRORS[0].copy()
     noise = np.concatenate([RNG.normal(0, 0.01, 200)] * 2) * np.repeat([1, -1], 200)
@@ -40,7 +40,7 @@ def test_the_error_test_at_its_margin_is_a_t_test_of_the_mean_where_nothing_is_s
     assert found.excess == pytest.approx(math.log(reference.mean() / own.mean()))
 
 
-def test_bounds_are_where_the_tests_are_just_significant():
+def test_tests_are_just_significant_at_the_bounds():
     found = compare("error", (ERRORS[0],), [(ERRORS[1],)])
     assert found.low < found.excess < found.high
     for end, name in ((found.low, "p_violated"), (found.high, "p_holds")):
@@ -71,14 +71,14 @@ def test_accuracy_is_balanced_over_classes():
     assert found.high - found.excess == pytest.approx(stats.t.ppf(0.95, 397) * error, rel=0.02)
 
 
-def test_equal_answers_of_few_images_are_not_certainty():
+def test_equal_answers_on_few_images_leave_uncertainty():
     few = np.ones(10, bool), np.zeros(10, int)
     assert not compare("accuracy", few, [few]).holds
     many = np.ones(200, bool), np.zeros(200, int)
     assert compare("accuracy", many, [many]).holds
 
 
-def test_auc_is_scikit_learns_and_its_difference_has_the_bootstraps_error():
+def test_auc_matches_scikit_learn_and_bootstrap_errors():
     members, others = RNG.integers(0, 20, 70) / 20, RNG.integers(5, 25, 50) / 20  # with ties
     labels = np.repeat([1, 0], [70, 50])
     expected = roc_auc_score(labels, -np.concatenate([members, others]))
@@ -103,7 +103,7 @@ def test_several_retrained_models_widen_the_margin_by_their_spread():
     assert compare("error", (ERRORS[0],), seeds[:1], SeedSpread(1e-3, 3)).margin == MARGINS["error"]
 
 
-def test_equal_models_hold_and_a_shifted_one_is_violated():
+def test_equal_models_pass_and_a_shifted_model_fails():
     same = compare("error", (ERRORS[0],), [(ERRORS[0],)])
     assert same.holds and same.excess == same.low == same.high == 0
     shifted = compare("error", (ERRORS[0],), [(1.2 * ERRORS[0],)])
@@ -112,8 +112,8 @@ def test_equal_models_hold_and_a_shifted_one_is_violated():
         compare("error", (ERRORS[0],), [(ERRORS[0][:5],)])
 
 
-def test_about_so_many_images_decide():
-    """With as many images as it says, the test is significant in four of five draws."""
+def test_number_of_images_for_a_decision():
+    """With the estimated number of images, the test is significant in four of five samples."""
     rng, decided = np.random.default_rng(1), 0
 
     def draw(images):
@@ -128,7 +128,7 @@ def test_about_so_many_images_decide():
 
 
 def test_depth_by_the_logarithm_of_the_error():
-    means = (0.0128, 0.0995, 0.0443)  # of the original, the unlearned and the retrained model
+    means = (0.0128, 0.0995, 0.0443)  # original, unlearned and retrained model
     scaled = [(row * mean / row.mean(),) for row, mean in zip(ERRORS, means, strict=True)]
     found = depth("error", *scaled)
     expected = math.log(means[1] / means[0]) / math.log(means[2] / means[0])
@@ -138,10 +138,10 @@ def test_depth_by_the_logarithm_of_the_error():
         assert depth("error", scaled[0], unlearned, scaled[2]) == ends
 
 
-def test_no_depth_where_original_and_retrained_model_hardly_differ():
+def test_no_depth_if_original_and_retrained_model_hardly_differ():
     near = depth("error", (ERRORS[0],), (ERRORS[1],), (1.05 * ERRORS[0],))
     assert not near["resolved"]
-    better = depth("accuracy", (RIGHT[1],), (RIGHT[1],), (RIGHT[0],))  # the retrained model knows more
+    better = depth("accuracy", (RIGHT[1],), (RIGHT[1],), (RIGHT[0],))  # the retrained model is better
     assert not better["resolved"] and better["value"] is None
 
 
@@ -150,10 +150,10 @@ def comparison(p_holds, p_violated, excess=0.0):
 
 
 HOLDS, OPEN, VIOLATED = comparison(0.01, 0.99, -0.2), comparison(0.3, 0.7, 0.08), comparison(1, 0.001, 0.5)
-WEAK = comparison(0.98, 0.02, 0.2)  # significant alone, not among three
+WEAK = comparison(0.98, 0.02, 0.2)  # significant as a single test, not among three
 
 
-def test_so_many_retrained_models_narrow_the_margin():
+def test_number_of_retrained_models_to_narrow_the_margin():
     """The 95% bound of another seed falls below the excess with four models."""
     open_ = Comparison("error", 0.3, 0.299, 0.301, 0.337, 0.2, 0.8, 1000, SeedSpread(0.1, 3))
     margins = [stats.t.ppf(0.95, n - 1) * 0.1 * math.sqrt(1 + 1 / n) for n in (3, 4)]
@@ -177,7 +177,7 @@ def test_so_many_retrained_models_narrow_the_margin():
         ([], {}, "undecided", None),
     ],
 )
-def test_the_rule_of_the_verdict(unattacked, attacks, finding, attack):
+def test_verdict_rules(unattacked, attacks, finding, attack):
     found = decide(unattacked, attacks)
     assert found.finding == finding
     assert found.attack == attack
@@ -188,7 +188,7 @@ def test_the_rule_of_the_verdict(unattacked, attacks, finding, attack):
     ]
 
 
-def test_canaries_can_be_violated_and_need_not_hold_and_one_measure_tells_models_apart():
+def test_role_of_canaries_in_the_verdict():
     attacks = {"a": [HOLDS], "b": [HOLDS]}
     assert decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": OPEN}).finding == "forgotten"
     hidden = decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": VIOLATED})
@@ -200,10 +200,10 @@ def test_canaries_can_be_violated_and_need_not_hold_and_one_measure_tells_models
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tails", [(0.5, 1.0), soak((0.7, 0.7))])
-def test_verdicts_are_wrong_in_at_most_five_per_cent(tails):
-    """300 audits, every model exactly at the margin. In every run their tails differ, the harder case."""
+def test_verdicts_have_at_most_five_percent_errors(tails):
+    """300 audits with every model exactly at the margin; every run has different tails, the harder case."""
     simulation = runpy.run_path("research/verdict_simulation.py")
     limit = stats.binom.ppf(0.999, 300, 0.05) / 3  # per cent
     rates = simulation["error_rates"](200, tails, 300)
     assert max(rates.values()) <= limit, rates
-    assert rates["forgotten"] > 0.3 and rates["hidden"] > 0.3  # it does decide
+    assert rates["forgotten"] > 0.3 and rates["hidden"] > 0.3  # some audits reach a decision

@@ -1,4 +1,4 @@
-"""KLoM: known divergences, and those of models drawn from known distributions."""
+"""KLoM: known divergences, and divergences of models sampled from known distributions."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ RNG = np.random.default_rng(0)
 
 
 def errors(models, images=4000, mean=0.0, deviation=0.2):
-    """Masked MSEs: how hard an image is, and what differs between models."""
+    """Return masked MSEs as the sum of an image effect and a model effect."""
     hard = np.random.default_rng(1).normal(-3, 1, images)
     return [np.exp(hard + RNG.normal(mean, deviation, images)) for _ in range(models)]
 
 
-def test_the_divergence_of_an_image_is_that_of_two_gaussians():
+def test_divergence_of_an_image_equals_that_of_two_gaussians():
     """The integral of p log(p / q), for two unlearned and two retrained models and two images."""
     unlearned, retrained = np.log([[0.10, 0.40], [0.20, 0.50]]), np.log([[0.15, 0.30], [0.25, 0.40]])
     p, q = ((x.mean(0), np.sqrt(x.var(0, ddof=1).mean())) for x in (unlearned, retrained))
@@ -29,7 +29,7 @@ def test_the_divergence_of_an_image_is_that_of_two_gaussians():
         assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_equal_models_do_not_diverge_and_a_shift_counts_in_deviations():
+def test_equal_models_do_not_diverge_and_shifts_scale_with_deviations():
     retrained = errors(3)
     np.testing.assert_allclose(klom(retrained, retrained), 0, atol=1e-12)
     middle = np.exp(np.mean(np.log(retrained), axis=0))
@@ -40,7 +40,7 @@ def test_equal_models_do_not_diverge_and_a_shift_counts_in_deviations():
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_another_retrained_model_diverges_as_each_of_them_from_the_others(count):
+def test_divergence_of_a_held_out_retrained_model(count):
     """In expectation (1 + 1/n) / 2 for n models, and (1 + 1/(n − 1)) / 2 for one of them and the others."""
     found = intervals({"original": errors(1, mean=1), "unlearned": errors(1), "retrained": errors(count)})
     assert found["unlearned"].value == pytest.approx((1 + 1 / count) / 2, rel=0.1)

@@ -1,4 +1,4 @@
-"""The benchmarks: what they print is right where it can be known; how fast is nobody's business here."""
+"""Correctness of the benchmarks' results; speed is not tested."""
 
 import importlib.util
 import io
@@ -51,9 +51,9 @@ def test_layouts():
     assert list(parse_layouts([], stage)) == ["8x1", "4x2", "1x8", "pmap"]
 
 
-@pytest.mark.soak  # each of its benchmarks is timed in every run, by the tests around it
-def test_the_session_on_a_gpu_runs_with_tiny_models_on_a_cpu(tmp_path):
-    """One JSON file holds all measurements; those that need a missing package are null."""
+@pytest.mark.soak  # the other tests here run each of its benchmarks in every run
+def test_gpu_session_runs_with_tiny_models_on_cpu(tmp_path):
+    """One JSON file has all measurements; those that need a missing package are null."""
     script = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_session.sh"
     given = {"OUT": str(tmp_path), "PYTHON": sys.executable, "SMALL": "1", "ROUNDS": "2", "SLOWER": "10"}
     environment = os.environ | given | {"XLA_FLAGS": flags_of_one_device()}
@@ -66,7 +66,7 @@ def test_the_session_on_a_gpu_runs_with_tiny_models_on_a_cpu(tmp_path):
         assert (found[name] is not None) == bool(has_peer)
 
 
-def test_turns_and_ratios_of_medians():
+def test_interleaving_and_ratios_of_medians():
     calls = []
 
     def timed(name):
@@ -80,7 +80,7 @@ def test_turns_and_ratios_of_medians():
     assert cells[1] == ["peer", "4.000", "4.000", "52.000", "1.000"]
 
 
-def test_metrics_of_reading():
+def test_data_loading_metrics():
     files = photographs()
     assert len(set(files)) == 4 and all(100_000 < len(file) < 140_000 for file in files)
     assert Image.open(io.BytesIO(files[0])).size == (500, 375)
@@ -93,12 +93,12 @@ def test_metrics_of_reading():
     assert threads["megabytes_per_worker"] == 0 and 20 < processes["megabytes_per_worker"] < 150
 
 
-def test_an_unknown_benchmark_is_a_sentence(run_here):
+def test_unknown_benchmark_is_an_error(run_here):
     code, _, errors = run_here(program.main, "dat")
     assert code == 1 and errors.startswith("Error: The name of a benchmark is required: python -m benchmarks")
 
 
-def test_features_of_both_sides_must_be_equal():
+def test_features_of_all_sides_must_be_equal():
     sides = {"l2l_jax": lambda: np.ones((1, 4)), "PyTorch": lambda: np.array([[1, 1, 1, 1.01]])}
     with pytest.raises(UserError, match="PyTorch computes other features: they differ by 1.0e-02"):
         features.check(sides)
@@ -111,7 +111,7 @@ def test_features_of_both_sides_must_be_equal():
     assert features.table(rows).splitlines()[2].split("|")[-2].strip() == "2.00"
 
 
-def test_pytorchs_inception_computes_what_its_reference_does():
+def test_pytorch_inception_matches_the_reference():
     torch = pytest.importorskip("torch")
     from benchmarks.inception_torch import Inception
     from tests.evals.features.test_convolutional import filled
@@ -136,7 +136,7 @@ def test_random_networks_have_the_published_keys_and_shapes(network, case):
 
 
 @pytest.mark.parametrize(("name", "version"), [("digits_mae", "transformers"), ("digits_diffusion", "U-Net")])
-def test_our_step_and_pytorchs_compute_the_same(name, version):
+def test_jax_and_pytorch_steps_agree(name, version):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     report = peer.measure(raw_config(name), threads=1, rounds=2)
@@ -159,12 +159,12 @@ def test_our_step_and_pytorchs_compute_the_same(name, version):
         ("digits_vqgan", {}, "config.model.family is 'mage'; .* supports only mae and palette"),
     ],
 )
-def test_what_the_peer_cannot_do(name, fields, sentence):
+def test_unsupported_configs_of_the_peer_are_rejected(name, fields, sentence):
     with pytest.raises(UserError, match=sentence):
         peer.check(parse_config(raw_config(name, **fields)))
 
 
-def test_jpegs_of_a_rehearsal_are_photographs_of_many_sizes(tmp_path):
+def test_rehearsal_jpegs_have_many_sizes(tmp_path):
     make_jpegs(tmp_path / "jpegs", {"train": 3, "test": 2})
     files = sorted((tmp_path / "jpegs").glob("*/*/*.jpg"))
     sizes = {Image.open(file).size for file in files}
@@ -175,8 +175,8 @@ def test_jpegs_of_a_rehearsal_are_photographs_of_many_sizes(tmp_path):
 
 
 @pytest.mark.soak
-def test_a_config_is_rehearsed_from_weights_to_report(tmp_path):
-    """Every run of the tests has its parts: an import of weights (weights/) and a run of the program."""
+def test_rehearsal_from_weights_to_report(tmp_path):
+    """Its parts are covered in every run: import of weights (weights/) and a run of the program."""
     report = rehearse("configs/mae.py:runlocal", tmp_path / "made", steps=3, images=8, batch_size=8)
     assert len(report["phases"]) == 3 and all(phase["seconds"] > 0 for phase in report["phases"])
     assert all(0.1 < phase["gigabytes"] < 10 for phase in report["phases"])
@@ -187,8 +187,8 @@ def test_a_config_is_rehearsed_from_weights_to_report(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_cost_of_a_budget(one_device):
-    """Measured images: those asked for, of each set. The share: one measurement for so many steps."""
+def test_budget_cost(one_device):
+    """The number of images is that requested per set; there is one measurement per `budget_every` steps."""
     config = parse_config(raw_config(**{"unlearn.budget_images": 5, "unlearn.budget_every": 7}))
     metrics = cost(config, measurements=1)
     assert metrics["images"] == 10 and metrics["step_ms"] > 0

@@ -1,4 +1,4 @@
-"""What all commands share: help, configs with plugins, exit codes."""
+"""Common behavior of all commands: help, configs with plugins, exit codes."""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ class Brighten(Method):
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_command_has_help_that_needs_no_jax(command):
+def test_help_of_every_command_without_jax(command):
     program = (
         "import runpy, sys\nsys.argv = ['l2l-jax', *sys.argv[1:]]\n"
         "try:\n    runpy.run_module('l2l_jax', run_name='__main__', alter_sys=True)\n"
@@ -51,7 +51,7 @@ def test_every_command_has_help_that_needs_no_jax(command):
     assert "--" in done.stdout and len(done.stdout) > 200
 
 
-def test_a_config_is_printed_whole_with_its_documentation(run_here):
+def test_config_is_printed_completely_with_documentation(run_here):
     code, output, _ = run_here(config_command.main, "--config=digits_mae", "--config.unlearn.alpha=0.5")
     assert code == 0 and "  # Weight of the forget term; 0.25 in the paper.\n  alpha: 0.5\n" in output
     printed = yaml.safe_load(output)
@@ -60,7 +60,7 @@ def test_a_config_is_printed_whole_with_its_documentation(run_here):
     }
 
 
-def test_a_method_of_a_users_module_has_its_options_and_documentation(run_here, tmp_path, monkeypatch):
+def test_user_defined_method_has_options_and_documentation(run_here, tmp_path, monkeypatch):
     (tmp_path / "my_plugin.py").write_text(PLUGIN, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     flags = ["--config=digits_mae:encoder", "--config.plugins=my_plugin", "--config.unlearn.method=brighten"]
@@ -86,7 +86,7 @@ VALUE = "The environment variable {} is '{}', which JAX refuses: "
         soak("JAX_NUM_CPU_DEVICES", "two", "run --config=digits_mae", VALUE),
     ],
 )
-def test_a_variable_that_jax_cannot_use_is_named(variable, value, command, message):
+def test_unusable_jax_platform_is_named(variable, value, command, message):
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {variable: value}
     command = [sys.executable, "-m", "l2l_jax", *command.split()]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -106,7 +106,7 @@ def test_output_that_the_locale_cannot_encode_is_escaped():
     assert (done.returncode, done.stdout, done.stderr) == (0, "PSNR \\u2191 \\udcfc\n", "")
 
 
-def test_a_user_without_a_home_is_told_so(run_here, monkeypatch):
+def test_missing_home_directory_is_reported(run_here, monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
@@ -117,14 +117,14 @@ def test_a_user_without_a_home_is_told_so(run_here, monkeypatch):
 
 
 @pytest.mark.parametrize("program", ["l2l_jax", "l2l_jax.compare"])
-def test_a_reader_that_leaves_is_no_error(program):
+def test_closed_output_pipe_is_not_an_error(program):
     command = f"{sys.executable} -m {program} --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
 
 
 @pytest.mark.parametrize("error", [KeyError("weights"), FileNotFoundError(2, "No such file", "images/a.png")])
-def test_what_nobody_expects_keeps_its_traceback(error):
+def test_unexpected_errors_keep_their_traceback(error):
     def program(argv):
         raise error
 

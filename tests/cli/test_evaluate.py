@@ -1,4 +1,4 @@
-"""The evaluation from start to end: stored observations, PNG files, folders, the program."""
+"""End-to-end evaluation: stored observations, PNG files, folders, the program."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.train.families import params_of
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-KEY = jax.random.key(0)  # a MAE draws nothing
+KEY = jax.random.key(0)  # a MAE samples nothing
 
 DATA = dict(forget=(8,), retain=(0, 1), general=("rest",), general_images=30)
 EVALUATE = dict(batch_size=16, picture_per_class=1, features="none")
@@ -42,11 +42,11 @@ def params():
 
 
 class Killed(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
+    """An exception that is not caught anywhere, like SIGKILL."""
 
 
 def dies_after(monkeypatch, blocks):
-    """Let the process die when some blocks are inpainted; the blocks that were, in a list."""
+    """Kill the process after inpainting some blocks; return the list of inpainted blocks."""
     inpainted, whole = [], Inpainter.__call__
 
     def inpaint(self, params, images, set_name):
@@ -59,7 +59,7 @@ def dies_after(monkeypatch, blocks):
     return inpainted
 
 
-def test_a_killed_evaluation_goes_on_where_it_stopped(params, tmp_path, monkeypatch):
+def test_killed_evaluation_resumes(params, tmp_path, monkeypatch):
     expected = Evaluation(config(), tmp_path / "whole").evaluate(params[0], "original")
     assert {split: len(s) for split, s in Evaluation(config(), tmp_path).tests.items()} == SETS
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -89,7 +89,7 @@ class Mirrored(MAE):
         return super().inpaint(params, images[:, :, ::-1], mask, rng)[:, :, ::-1]
 
 
-def test_other_ways_to_run_a_model_are_reported_each(params, tmp_path):
+def test_alternative_ways_to_run_a_model_are_reported(params, tmp_path):
     setup = dataclasses.replace(config(), model=Mirroring(**config().model.as_fields()))
     evaluation = Evaluation(setup, tmp_path)
     result = evaluation.evaluate(params[0], "m")
@@ -104,7 +104,7 @@ def test_other_ways_to_run_a_model_are_reported_each(params, tmp_path):
     assert "centre 8/16, prompt a/b" in format_models(metrics_json(evaluation, {"m": result}))
 
 
-def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params, tmp_path):
+def test_metrics_match_the_pixels_for_any_batch_size(params, tmp_path):
     evaluation = Evaluation(config(tasks=("centre_8", "random_75")), tmp_path / "16")
     result = evaluation.evaluate(params[0], "m")
     other = Evaluation(config(batch_size=64, tasks=("random_75",)), tmp_path / "64").evaluate(params[0], "m")
@@ -127,7 +127,7 @@ def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params
     assert random["mse"] != pytest.approx(figures["mse"], rel=0.01)
 
 
-def test_the_classifiers_own_accuracy_and_metrics_of_classes(params, tmp_path):
+def test_classifier_accuracy_and_metrics_per_class(params, tmp_path):
     evaluation = Evaluation(config(features="classifier"), tmp_path)
     found = evaluation.evaluate(params[0], "m")
     own = {name: real["balanced_accuracy"] for name, real in found.first.real_images.items()}
@@ -148,7 +148,7 @@ def evaluated(params, compiled_once, tmp_path_factory):
     return folder, program.evaluate_models(config(write_images=True), folder)
 
 
-def test_the_program_writes_figures_tables_and_pictures(evaluated):
+def test_program_writes_metrics_tables_and_images(evaluated):
     folder, report = evaluated[0] / "evaluation", evaluated[1]
     assert json.loads((folder / "figures.json").read_text()) == json.loads(json.dumps(report))
     table = (folder / "figures.md").read_text()
@@ -162,14 +162,14 @@ def test_the_program_writes_figures_tables_and_pictures(evaluated):
     assert (folder / "images" / "forget" / "original" / "00042-8.png").exists()
 
 
-def test_folders_are_compared_without_a_model(evaluated, tmp_path):
-    """The PNG files of the program: the figures but for 8 bits."""
+def test_compare_folders_without_a_model(evaluated, tmp_path):
+    """With the PNG files of the program, metrics agree up to rounding to 8 bits."""
     images = evaluated[0] / "evaluation" / "images" / "retain"
     found = program.evaluate_folders(images / "centre_8/original", images / "original", tmp_path)
     assert found["images"]["count"] == found["reference"]["count"] == 91
     expected = evaluated[1]["tasks"]["centre_8"]["original"]["retain"]["figures"]
     assert found["figures"]["ssim"] == pytest.approx(expected["ssim"], abs=2e-3)
-    # The mask is a quarter of the image, and the rest is as it was.
+    # The mask is a quarter of the image; the rest is unchanged.
     assert found["figures"]["mse"] == pytest.approx(expected["mse"] / 4, rel=0.01)
     pairs = [
         [np.asarray(Image.open(path), float) / 255 for path in sorted((images / kind).iterdir())]
@@ -179,7 +179,7 @@ def test_folders_are_compared_without_a_model(evaluated, tmp_path):
     assert found["figures"]["mse"] == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_folders_of_different_names_and_sizes(tmp_path):
+def test_folders_with_different_names_and_sizes(tmp_path):
     folders = [tmp_path / name for name in ("a", "b", "c")]
     rng = np.random.default_rng(0)
     for folder, names, size in zip(folders, ("xyz", "xyw", "xyz"), (16, 16, 20), strict=True):
@@ -192,7 +192,7 @@ def test_folders_of_different_names_and_sizes(tmp_path):
         program.evaluate_folders(folders[0], folders[2], tmp_path / "out")
 
 
-def test_models_that_are_not_there(evaluated, tmp_path):
+def test_missing_models_are_errors(evaluated, tmp_path):
     with pytest.raises(UserError, match="There is no original model: .* Run `python -m l2l_jax.main`"):
         program.evaluate_models(config(), tmp_path)
     given = dataclasses.replace(config(), pretrained=str(evaluated[0] / "pretrained"))
@@ -201,7 +201,7 @@ def test_models_that_are_not_there(evaluated, tmp_path):
 
 
 class MeanColour:
-    """A network whose features are the means of the channels; counts the images that it is shown."""
+    """A network with channel means as features, which counts its input images."""
 
     name, weights = "mean colour", {"sha256": "0"}
 
@@ -213,7 +213,7 @@ class MeanColour:
         return {"features": images.mean(axis=(1, 2)).astype(np.float32) + np.arange(3, dtype=np.float32)}
 
 
-def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_path, monkeypatch):
+def test_networks_use_the_stored_images_and_originals_only_once(params, tmp_path, monkeypatch):
     network, why = MeanColour(), "inception.pth, published elsewhere, is not there"
     monkeypatch.setattr(evaluate, "open_networks", lambda config: ({"clip": network}, {"fid": why}))
     tasks = ("centre_8", "left_8")
@@ -221,7 +221,7 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
         patch.setattr(evaluate, "open_networks", lambda config: ({}, {}))
         earlier = Evaluation(config(write_images=True, tasks=tasks), tmp_path)
         without = {name: earlier.evaluate(values, name) for name, values in zip("ab", params, strict=True)}
-    dies_after(monkeypatch, 0)  # a network that comes later sees the files: nothing is restored again
+    dies_after(monkeypatch, 0)  # a network added later uses the files, without inpainting again
     evaluation = Evaluation(config(write_images=True, tasks=tasks), tmp_path)
     results = {name: evaluation.evaluate(values, name) for name, values in zip("ab", params, strict=True)}
     assert results["b"].metrics["forget"].items() > without["b"].metrics["forget"].items()

@@ -1,4 +1,4 @@
-"""What users get wrong ends with one clear message and exit code 1, never with a traceback."""
+"""User errors end with one clear message and exit code 1, never with a traceback."""
 
 import gzip
 import re
@@ -237,7 +237,7 @@ def check_message(code, output, errors, message):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [*FLAGS, *CLASSES, *PATHS, *WEIGHTS])
-def test_each_mistake_ends_with_one_message(arguments, message, place, tmp_path, run_here, monkeypatch):
+def test_user_errors_print_one_message(arguments, message, place, tmp_path, run_here, monkeypatch):
     monkeypatch.chdir(place)
     named = any("--workdir" in argument for argument in arguments)
     workdir = [] if named else [f"--workdir={tmp_path / 'run'}"]
@@ -245,7 +245,7 @@ def test_each_mistake_ends_with_one_message(arguments, message, place, tmp_path,
 
 
 @pytest.mark.parametrize(("program", "arguments", "message"), OTHERS)
-def test_each_mistake_with_another_command(
+def test_user_errors_with_other_commands(
     program, arguments, message, place, tmp_path, run_here, monkeypatch, capsys
 ):
     monkeypatch.chdir(place)

@@ -1,4 +1,4 @@
-"""The front: which cells are run, on which devices, and that none is run twice."""
+"""The Pareto front: scheduling of cells on devices, without repetition."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ def test_every_method_gets_the_same_number_of_settings():
         Grid(("undo",)).check()
 
 
-def test_a_method_that_cannot_have_the_config_is_refused_before_anything_runs(tmp_path):
+def test_method_incompatible_with_the_config_is_rejected_early(tmp_path):
     config = digits_config({**FEW, "unlearn.adapter": "norms"})
     with pytest.raises(UserError, match="The method undo cannot be run: an adapter is added .* --methods"):
         run_front(config, tmp_path / "run", Grid(("encoder", "undo"), budgets=[1.1]), 0.5)
@@ -48,7 +48,7 @@ def test_a_method_that_cannot_have_the_config_is_refused_before_anything_runs(tm
 
 @pytest.fixture(scope="module")
 def compiled_once():
-    """All fronts of this file share an inpainter, which keeps its program alone, compiled for one device."""
+    """Share one inpainter, compiled for one device, among all fronts of this file."""
     first = jax.local_devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "Inpainter", functools.cache(Inpainter))
@@ -58,7 +58,7 @@ def compiled_once():
 
 @pytest.fixture
 def unlearned(monkeypatch, compiled_once):
-    """In place of training: weights that are the further away, the greater the budget and the seed."""
+    """Replace training: weights move further with larger budget and seed."""
     calls = []
 
     def params(config, folders, original, sets, *, devices, phases):
@@ -76,8 +76,8 @@ def unlearned(monkeypatch, compiled_once):
 
 
 @pytest.mark.slow
-def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tmp_path, monkeypatch):
-    devices = jax.devices()[:2]  # each compiles for itself
+def test_cells_run_once_in_parallel_and_are_reported_on_test_images(unlearned, tmp_path, monkeypatch):
+    devices = jax.devices()[:2]  # each device compiles separately
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
     monkeypatch.setattr(jax, "device_count", lambda *_: 2)
     grid = Grid(("encoder", "undo"), budgets=[2.0, 9.0], seeds=[0, 2])
@@ -89,7 +89,7 @@ def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tm
     assert len({call[3][0] for call in unlearned}) > 1
     lines = {(line["method"], line["setting"]): line for line in report["settings"]}
     assert "not finite" in lines["undo", "retain_budget_9"]["failed"]
-    # What is quoted is computed from the cells' own files, on test images.
+    # Reported metrics are computed from the files of the cells, on test images.
     names = (f"undo/retain_budget_2/seed_{seed}" for seed in grid.seeds)
     original, *cells = (
         json.loads((tmp_path / f"front/cells/{name}.json").read_text())["value"]
@@ -116,7 +116,7 @@ def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tm
     assert again["settings"][1]["test"] == lines["undo", "retain_budget_2"]["test"]
 
 
-def test_a_cpu_trains_two_cells_at_a_time(unlearned, tmp_path, monkeypatch):
+def test_cpu_trains_two_cells_at_a_time(unlearned, tmp_path, monkeypatch):
     device = jax.devices()[0]
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
@@ -124,7 +124,7 @@ def test_a_cpu_trains_two_cells_at_a_time(unlearned, tmp_path, monkeypatch):
     both, alone = threading.Barrier(2), unlearning.unlearned_params
 
     def params(*arguments, **more):
-        both.wait(60)  # broken, unless another cell comes here meanwhile
+        both.wait(60)  # times out unless another cell arrives here concurrently
         return alone(*arguments, **more)
 
     monkeypatch.setattr(unlearning, "unlearned_params", params)
@@ -132,8 +132,8 @@ def test_a_cpu_trains_two_cells_at_a_time(unlearned, tmp_path, monkeypatch):
     assert len(unlearned) == 2 and all(call[3] == [device] for call in unlearned)
 
 
-def test_the_least_depth_is_that_of_the_attack_that_brings_back_most(tmp_path):
-    """Median over seeds for each attack: 0.8 and 0.5; what only one seed knows does not count."""
+def test_minimum_depth_is_that_of_the_strongest_attack(tmp_path):
+    """Median over seeds for each attack: 0.8 and 0.5; knowledge of a single seed is ignored."""
     depths = [{"a": 0.9, "b": 0.5}, {"a": 0.7, "b": 0.4, "c": 0.1}, {"a": 0.8, "b": 0.6}]
     errors = {kind: {split: [0.1, 0.2] for split in ("retain", "forget")} for kind in ("validation", "test")}
     figures = {split: {} for split in ("retain", "forget")}

@@ -1,4 +1,4 @@
-"""Comparing methods: the rows, what is kept between calls, and a method that diverges."""
+"""Comparison of methods: rows, reuse of results between calls, and a diverging method."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def small_config():
     fields |= {"evaluate.picture_per_class": 1, "evaluate.features": "none", "unlearn.log_every": 1}
     for section, steps in (("pretrain.model", 20), ("unlearn", 10)):
         fields |= {f"{section}.steps": steps, f"{section}.batch_size": 8, f"{section}.warmup_steps": 2}
-    fields["unlearn.learning_rate"] = 1e-5  # Adam makes full steps of the rounding in a gradient of 0
+    fields["unlearn.learning_rate"] = 1e-5  # Adam turns rounding errors of a zero gradient into full steps
     return digits_config({**SMALL, **fields})
 
 
@@ -57,14 +57,14 @@ def compared(request, compiled_once, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         classes = {name: methods.METHODS[name] for name in request.param}
         patch.setattr(methods.METHODS, "_classes", {**classes, "broken": Broken})
-        patch.setattr(write, "draw", lambda *_: {})  # report/ draws reports
+        patch.setattr(write, "draw", lambda *_: {})  # drawing is tested in tests/report
         patch.setattr(write, "page", lambda *_: "")
         report = experiment.run(config, workdir)
         yield workdir, report, compare(config, workdir, alphas=[0.0, config.unlearn.alpha])
 
 
 @pytest.mark.slow
-def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
+def test_rows_share_a_model_and_match_the_main_program(compared):
     workdir, report, rows = compared
     rows = dict(rows)
     more = ["encoder, proxy retain", "encoder, alpha 0", "filter", "undo, filter"]
@@ -72,8 +72,8 @@ def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
     assert rows["original"] == report["original"]
     assert rows["encoder"] == report["unlearned"]
     assert "not finite" in rows["broken"]["failed"] and table(rows).count("diverged") == 1
-    # Without a forget term the retain term is all, and the student is at its optimum from the start: nothing
-    # but the rounding of the moving average changes.
+    # Without a forget term, the student starts at the optimum of the remaining retain term: nothing
+    # changes except rounding of the moving average.
     scalars = read_metrics(workdir / "comparison" / "encoder_alpha_0" / "unlearn")
     assert len(scalars) == 10 and all(row["loss"] == row["retain"] < row["forget"] for row in scalars)
     assert scalars[0]["retain"] < 1e-9
@@ -81,11 +81,11 @@ def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
     for images in ("retain", "forget"):
         assert unchanged[images] == pytest.approx(rows["original"][images], rel=1e-6)
     others = [json.dumps(row) for row in rows.values()]
-    assert len(set(others)) == len(others)  # every method does something of its own
+    assert len(set(others)) == len(others)  # all methods have different results
 
 
 @pytest.mark.slow
-def test_files_hold_the_table_and_the_pictures(compared):
+def test_files_have_the_table_and_the_images(compared):
     workdir, _, rows = compared
     folder = workdir / "comparison"
     assert json.loads((folder / "comparison.json").read_text())["rows"] == rows
@@ -97,11 +97,11 @@ def test_files_hold_the_table_and_the_pictures(compared):
 
 
 @pytest.mark.slow
-def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog, monkeypatch):
+def test_finished_rows_are_reused_and_changed_rows_recomputed(compared, caplog, monkeypatch):
     workdir, _, rows = compared
     config = small_config()
     with caplog.at_level("INFO", logger="l2l_jax"), monkeypatch.context() as patch:
-        patch.setattr("l2l_jax.compare.methods.fit_filter", None)  # a stored filter is not fitted again
+        patch.setattr("l2l_jax.compare.methods.fit_filter", None)  # a stored filter is reused
         assert compare(config, workdir, alphas=[0.0]) == rows
     assert "step/s" not in caplog.text and "inpaint" not in caplog.text
     monkeypatch.setattr(methods.METHODS, "_classes", {"encoder": methods.METHODS["encoder"]})
@@ -110,7 +110,7 @@ def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog, monk
     assert again["encoder"]["retain"]["mse"] != rows["encoder"]["retain"]["mse"]
 
 
-def test_methods_that_an_adapter_excludes_are_left_out():
+def test_methods_incompatible_with_an_adapter_are_skipped():
     """An adapter is added to the original weights; of all methods, "undo" alone starts from others."""
     unlearn = dataclasses.replace(small_config().unlearn, adapter="lora")
     config = dataclasses.replace(small_config(), unlearn=unlearn)

@@ -1,4 +1,4 @@
-"""Requests after one another."""
+"""Sequences of unlearning requests."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CONFIG = runpy.run_path(str(CONFIGS / "digits_mae_sequence.py"))["get_config"]
 
 
-def test_the_config_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
+def test_config_keeps_forgotten_classes_in_forget():
     configs = [parse_config(CONFIG(request)) for request in "123"]
     assert [config.data.forget for config in configs] == [("5",), ("5", "7"), ("5", "7", "9")]
     assert all(config.data.retain == ("rest",) for config in configs)
@@ -31,8 +31,8 @@ def test_the_config_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
         CONFIG("4")
 
 
-def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch, tmp_path):
-    """Unlearning is replaced by noise on the weights, ever more of it from model to model."""
+def test_each_request_starts_from_the_previous_model(one_device, monkeypatch, tmp_path):
+    """Unlearning is replaced by noise on the weights, which increases from model to model."""
     raw_config = CONFIG()
     raw_config.evaluate.update(features="none", batch_size=32)
     raw_config.data.test_per_class = 8
@@ -53,21 +53,21 @@ def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch,
         str(tmp_path / "2/unlearned"),
         "digits_mae",
     ]
-    assert len({call[2] + call[3] for call in calls}) == 1  # every training image is in one of the two sets
+    assert len({call[2] + call[3] for call in calls}) == 1  # every training image is in one of both sets
     assert list(rows) == ["original", "5", "then 7", "then 9", AT_ONCE]
     assert set(rows["5"]) == {"error on 5", "error on 7", "error on 9", "error on the rest"}
     for name in rows["5"]:
         assert rows["original"][name] == pytest.approx([1, 1, 1])
         one, two, three = (rows[row][name][0] for row in ("5", "then 7", "then 9"))
-        assert 1 < one < two < three  # what a request is given is what the one before left,
-        assert 1 < rows[AT_ONCE][name][0] < two  # and the last is given the original
+        assert 1 < one < two < three  # each request receives the model of the previous one,
+        assert 1 < rows[AT_ONCE][name][0] < two  # and the last receives the original
     assert json.loads((tmp_path / "sequence.json").read_text())["rows"]["5"] == rows["5"]
     assert table(rows, "github") in (tmp_path / "sequence.md").read_text()
 
 
 @pytest.mark.slow
-def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch, tmp_path):
-    """Unlearning is replaced by nothing: every request is replayed by the original model."""
+def test_forgotten_classes_are_replayed_from_prototypes(one_device, monkeypatch, tmp_path):
+    """Unlearning is skipped: every request is replayed by the original model."""
     raw_config = CONFIG()
     raw_config.evaluate.update(features="none", batch_size=32)
     raw_config.data.update(
@@ -83,7 +83,7 @@ def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch,
     run_sequence(parse_config(raw_config), tmp_path, ["5", "7"])
     real = [[name for name in forget if not name.startswith("generated")] for forget, _ in given]
     assert [len(forget) for forget, _ in given] == [4, 8, 8]
-    assert [len(names) for names in real] == [4, 4, 8]  # the last forgets all at once
+    assert [len(names) for names in real] == [4, 4, 8]  # the last request forgets everything at once
     assert not set(real[0]) & set(real[1]) and set(real[2]) == {*real[0], *real[1]}
     assert all(name.startswith("prototypes/") for _, retain in given for name in retain)
     images = np.load(tmp_path / "1" / "replayed" / "images.npy")

@@ -10,14 +10,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 @pytest.fixture
 def prepared(tmp_path):
-    """A data_dir with the data sets that `tests.data.small_archives` made and TFDS prepared."""
+    """A data_dir with data sets created by `tests.data.small_archives` and prepared by TFDS."""
     with tarfile.open(pathlib.Path(__file__).with_name("prepared.tar.gz")) as archive:
         archive.extractall(tmp_path / "tfds", filter="data")
     return tmp_path / "tfds"
 
 
 class Bucket(MemoryFileSystem):
-    """Google Cloud Storage in memory; as gcsfs does, it answers with paths without `gs://`."""
+    """In-memory Google Cloud Storage; like gcsfs, it returns paths without `gs://`."""
 
     protocol = ("gs", "gcs")
 

@@ -1,4 +1,4 @@
-"""Small pictures and sources of them; loads neither JAX nor grain, for worker processes import it."""
+"""Small images and sources; must not import JAX or grain, because worker processes import it."""
 
 import io
 
@@ -9,7 +9,7 @@ from l2l_jax.data.records import Source
 
 
 def gradient(height=48, width=64):
-    """A smooth picture, uint8 `[height, width, 3]`, in which no two corners are alike."""
+    """Return a smooth image, uint8 `[height, width, 3]`, with four different corners."""
     y, x = np.mgrid[:height, :width].astype(float)
     channels = 40 + 150 * x / width, 220 - 140 * y / height, 60 + 90 * (x / width) * (y / height)
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
@@ -23,7 +23,7 @@ def encoded(picture, kind, **options):
 
 
 class Files(Source):
-    """`count` JPEG files; image i has the grey value 10 + 2 i. Those in `broken` are cut in the middle."""
+    """A source of `count` JPEG files; image i has gray value 10 + 2 i. Files in `broken` are truncated."""
 
     class_names = ("only",)
 
@@ -42,7 +42,7 @@ class Failing(Files):
 
 
 class Records:
-    """Serialised examples whose labels are given; counts how many were read in this process."""
+    """Serialized examples with given labels, with a count of the examples read in this process."""
 
     def __init__(self, labels):
         self.labels, self.read = list(labels), 0
@@ -51,7 +51,7 @@ class Records:
         return len(self.labels)
 
     def __getitem__(self, index):
-        from tensorflow_datasets.proto import tf_example_pb2  # which other workers need not load
+        from tensorflow_datasets.proto import tf_example_pb2  # late import, to avoid it in other workers
 
         self.read += 1
         example = tf_example_pb2.Example()

@@ -1,9 +1,9 @@
-"""Archives in the layout of the official ones, with a few made-up images each.
+"""Small archives in the layout of the official ones, with a few synthetic images each.
 
     python -m tests.data.small_archives DATASET --manual_dir=FOLDER --data_dir=FOLDER
 
-makes those of a data set in --manual_dir, if they are not there, and prepares it as
-`l2l_jax.data.prepare` does, with the sizes and checksums of the small archives in place of the real ones.
+creates the archives of a data set in --manual_dir, if they do not exist, and prepares it like
+`l2l_jax.data.prepare`, with the sizes and checksums of the small archives in place of the real ones.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 IMAGENET_TRAIN = {"n01440764": 3, "n01443537": 4, "n02437616": 2}
-"""Images by class: tench, goldfish (to forget in the published split), llama (to retain)."""
+"""Number of images by class: tench, goldfish (forget set of the published split), llama (retain set)."""
 
 IMAGENET_VAL = 3
 PLACES_TRAIN = {"/a/airfield": (0, 2), "/b/beach": (48, 3), "/a/archive": (14, 2)}
-"""Class id and number of images by folder."""
+"""Class ids and numbers of images by folder."""
 
 PLACES_VAL = {"Places365_val_00000001.jpg": 48, "Places365_val_00000002.jpg": 14}
 COCO = {"train2017": 4, "val2017": 2, "test2017": 1}
@@ -44,7 +44,7 @@ def write_tar(target, members: dict[str, bytes]) -> None:
 
 
 def imagenet(folder: pathlib.Path) -> None:
-    """A tar of tars for training, a tar of images for validation."""
+    """Write a tar of tars for training, and a tar of images for validation."""
     classes = {}
     for wnid, count in IMAGENET_TRAIN.items():
         tar = io.BytesIO()
@@ -105,7 +105,7 @@ MAKERS = {"imagenet2012": imagenet, "places365_small": places, "coco/2017": coco
 
 
 def expect_small(dataset: str, folder: pathlib.Path) -> None:
-    """Let the files in `folder` be what the publisher offers."""
+    """Make TFDS expect the files in `folder` as the published ones."""
     from tensorflow_datasets.core.download import checksums, download_manager
 
     from l2l_jax.data import prepare

@@ -18,8 +18,8 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
 
 
-def test_the_digits_are_those_of_scikit_learn():
-    """Split as its function splits them, one in four of every class for testing."""
+def test_digits_match_scikit_learn():
+    """The split is that of scikit-learn's function, one in four of every class for testing."""
     digits = load_digits()
     splits = train_test_split(np.arange(1797), test_size=0.25, stratify=digits.target, random_state=0)
     for split, indices in zip(("train", "test"), splits, strict=True):
@@ -31,7 +31,7 @@ def test_the_digits_are_those_of_scikit_learn():
             np.testing.assert_allclose(record["image"], expected, atol=1e-7)
         assert len(source) == len(indices)
     with pytest.raises(ValueError, match="read-only"):
-        source[0]["image"][0] = 0  # sources share their images
+        source[0]["image"][0] = 0  # sources share a read-only array
 
 
 IMAGES = struct.pack(">IIII", 0x803, 3, 2, 4) + bytes(range(24))
@@ -53,7 +53,7 @@ FORMS = [("", bytes, ("train", "test")), (".gz", gzip.compress, ("train", "t10k"
 
 
 @pytest.mark.parametrize("end, pack, prefixes", [*FORMS, (".xz", lzma.compress, ("train", "t10k"))])
-def test_images_and_labels_of_idx_files(tmp_path, end, pack, prefixes):
+def test_read_idx_files(tmp_path, end, pack, prefixes):
     write(tmp_path, end, pack, prefixes=prefixes)
     for split in ("train", "test"):
         source = open_idx(tmp_path, split)
@@ -66,14 +66,14 @@ def test_images_and_labels_of_idx_files(tmp_path, end, pack, prefixes):
         assert np.ptp(record["image"], axis=-1).max() == 0  # gray
 
 
-def test_another_separator_and_a_test_set_that_lacks_a_class(tmp_path):
+def test_idx_alternative_separator_and_missing_test_class(tmp_path):
     write(tmp_path, prefixes=("train",))
     (tmp_path / "t10k-images.idx3-ubyte").write_bytes(IMAGES)
     (tmp_path / "t10k-labels.idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 3) + bytes([0, 0, 1]))
     assert open_idx(tmp_path, "test").class_names == ("0", "1", "2")
 
 
-# Without the time, which would make the names of the tests differ between workers.
+# Without a time stamp, which would make test ids differ between workers
 ZIPPED_IMAGES, ZIPPED_LABELS = gzip.compress(IMAGES, mtime=0), gzip.compress(LABELS, mtime=0)
 
 
@@ -104,8 +104,8 @@ def test_missing_idx_files(tmp_path):
         open_idx(tmp_path)
 
 
-def test_the_subset_of_fashion_mnist(monkeypatch):
-    """Digests of the decoded pixels and labels, computed from the original files by another program."""
+def test_fashion_mnist_subset(monkeypatch):
+    """Digests of the decoded pixels and labels, computed from the original files by a different program."""
     names = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
     digests = {
         "train": "3e4733ae8450a2837c1f62ea9946542fde2197204feb158e5b790257ac34143a",
@@ -157,12 +157,12 @@ def test_numpy_files_with_and_without_test_images(tmp_path):
         (dict(test=np.zeros(3, bool)), r"test has shape \(3,\)"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(tmp_path, changed, message):
+def test_invalid_arrays_are_named(tmp_path, changed, message):
     with pytest.raises(UserError, match=message):
         open_npz(tmp_path, "train", **changed)
 
 
-def test_other_numpy_files_are_refused(tmp_path):
+def test_other_numpy_files_are_rejected(tmp_path):
     path = tmp_path / "images.npz"
     np.savez(path, pixels=PIXELS)
     with pytest.raises(UserError, match="has no array 'images'"):
@@ -177,7 +177,7 @@ def test_other_numpy_files_are_refused(tmp_path):
             open_source(SourceConfig("npz", str(path)), "train", 8)
 
 
-def test_noise_images_fill_the_range_and_follow_their_number():
+def test_noise_images_fill_the_range_and_depend_on_index():
     first, second, other, again = (
         NoiseImages(count, 8, seed)[number]["image"]
         for count, seed, number in ((3, 5, 1), (3, 5, 2), (3, 6, 2), (100, 5, 2))
@@ -189,11 +189,11 @@ def test_noise_images_fill_the_range_and_follow_their_number():
     np.testing.assert_array_equal(again, second)
 
 
-def test_the_spectrum_falls_by_the_exponents():
+def test_noise_spectrum_follows_the_exponents():
     """Along the axes the power of frequency f is 1 / f^2a and 1 / f^2b of that of frequency 1."""
 
     class Fixed:
-        """a = 1, b = 2, and the normal draws of a generator."""
+        """A generator with a = 1, b = 2, and normal samples."""
 
         def __init__(self, rng):
             self.standard_normal = rng.standard_normal
@@ -206,8 +206,8 @@ def test_the_spectrum_falls_by_the_exponents():
     for _ in range(1000):
         channel = spectrum_noise(Fixed(rng), 32)[..., 0].astype(float)
         transformed = np.abs(np.fft.fft2(channel)) ** 2
-        power += transformed / transformed[1:, 1:].sum()  # the stretch to [0, 1] cancels
-    # Along x, fy = 0: amplitude 1 / |fx|. 1,000 exponential draws: standard error 3.2 %.
+        power += transformed / transformed[1:, 1:].sum()  # the rescaling to [0, 1] cancels
+    # Along x, fy = 0: amplitude 1 / |fx|. 1,000 exponential samples: standard error 3.2%.
     for frequency in (2, 4, 8):
         np.testing.assert_allclose(power[0, frequency] / power[0, 1], frequency**-2.0, rtol=0.12)
         np.testing.assert_allclose(power[frequency, 0] / power[1, 0], frequency**-4.0, rtol=0.12)
@@ -216,7 +216,7 @@ def test_the_spectrum_falls_by_the_exponents():
 def test_generated_images_are_read_from_their_file(tmp_path):
     np.save(tmp_path / "images.npy", PIXELS)
     sent = pickle.dumps(GeneratedImages(tmp_path / "images.npy", 3))
-    assert len(sent) < 1000  # to worker processes, without the images
+    assert len(sent) < 1000  # pickled for worker processes without the images
     source = pickle.loads(sent)
     record = source[2]
     assert (len(source), record["label"], record["name"]) == (3, 0, "generated/2")

@@ -1,4 +1,4 @@
-"""What classes may be called, and the published lists."""
+"""Class names, ids and the published lists."""
 
 import importlib.util
 import pathlib
@@ -10,7 +10,7 @@ from l2l_jax.data.class_names import class_ids, imagenet_names
 from l2l_jax.errors import UserError
 
 (TFDS,) = map(pathlib.Path, importlib.util.find_spec("tensorflow_datasets").submodule_search_locations)
-"""The folder of a package whose import takes long."""
+"""Folder of a package that is slow to import."""
 IMAGENET = (TFDS / "datasets/imagenet2012/labels.txt").read_text().split()
 PLACES = (TFDS / "image_classification/categories_places365.txt").read_text().split()
 
@@ -19,8 +19,8 @@ def ids(names, *wanted, side="forget"):
     return class_ids(names, wanted, f"config.data.{side}", side)
 
 
-def test_published_splits_are_classes_of_the_data_sets():
-    """The 200 ImageNet-R classes in the order of their ids, halved; indoor scenes to forget, natural ones."""
+def test_published_splits_have_valid_classes():
+    """The 200 ImageNet-R classes in the order of their ids, halved; forget indoor, retain natural scenes."""
     for split, names, count in (("imagenet_i2i", IMAGENET, 100), ("places365_i2i", PLACES, 50)):
         forget, retain = (ids(names, split, side=side) for side in ("forget", "retain"))
         assert len(forget) == len(retain) == count and not set(forget) & set(retain)
@@ -46,7 +46,7 @@ def test_names_ids_and_lists_of_names(tmp_path):
     names = ["cat", "dog", "cat, stuffed", "7"]
     assert ids(names, "dog,cat") == [1, 0]
     assert ids(names, "cat, stuffed") == [2]  # a class of that name goes before a list
-    assert ids(names, 7, "7", 0) == [3, 0]  # and before an id
+    assert ids(names, 7, "7", 0) == [3, 0]  # and over an id
     (tmp_path / "classes.txt").write_text("# pets\ncat\n\n  dog \n")
     assert ids(names, f"@{tmp_path}/classes.txt") == [0, 1]
     with pytest.raises(UserError, match="names the class '4', which the source lacks; its classes: cat, dog"):
@@ -66,11 +66,11 @@ FLOATS = [f"{i}.0" for i in range(12)]
         (["b", "a", "c"], "2", "c"),
         (["a", "1e0", "1"], "1", "1"),
         (["007", "7"], "007", "007"),
-        (["Jürgen".encode().decode(), "x"], "Ju\u0308rgen", "Jürgen"),  # as macOS writes it
+        (["Jürgen".encode().decode(), "x"], "Ju\u0308rgen", "Jürgen"),  # decomposed, as written by macOS
         (["x", "Jos\udce9"], "Jos\udce9", "Jos\udce9"),
     ],
 )
-def test_names_are_text_as_typed(names, wanted, expected):
+def test_class_names_are_raw_text(names, wanted, expected):
     assert [names[i] for i in ids(names, wanted)] == [expected]
 
 
@@ -98,7 +98,7 @@ def test_lists_and_classes_that_look_like_lists(names, typed, expected):
     assert [names[i] for i in ids(names, typed)] == expected.split()
 
 
-def test_names_and_numbers_that_look_the_same():
+def test_names_that_look_like_numbers():
     with pytest.raises(UserError, match="with this number is '11.0', but '3.0' is the same number"):
         ids(sorted(FLOATS), "3")
     with pytest.raises(UserError, match=r"2 classes are called 'é', in .* Unicode: '\\xe9', 'e\\u0301'"):

@@ -1,4 +1,4 @@
-"""Every kind of file that people have, and every kind that is broken."""
+"""Decoding of valid and damaged image files in all formats."""
 
 import io
 import struct
@@ -30,7 +30,7 @@ def assert_close(pixels, expected, tolerance):
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 95, "optimize": True}]
 )
-def test_jpeg_is_what_pillow_decodes(options):
+def test_jpeg_matches_pillow(options):
     file = encoded(PICTURE, "JPEG", **options)
     np.testing.assert_array_equal(decode(file), np.asarray(Image.open(io.BytesIO(file))))
     assert_close(decode(file), PICTURE, 12)
@@ -41,8 +41,8 @@ def test_lossless_files_are_exact():
         np.testing.assert_array_equal(decode(encoded(PICTURE, kind)), PICTURE)
 
 
-def test_grey_and_cmyk_files():
-    """Pillow writes C = 255 − R, …, K = 0, which any reader must turn back."""
+def test_gray_and_cmyk_files():
+    """Pillow writes C = 255 − R, …, K = 0, which readers must invert."""
     for kind in ("JPEG", "PNG"):
         grey = np.repeat(PICTURE[..., :1], 3, axis=-1)
         assert_close(decode(encoded(grey[..., 0], kind)), grey, 2)
@@ -54,7 +54,7 @@ def chunk(kind, data):
 
 
 def png(values, depth, color_type, extra=b""):
-    """A PNG file by hand: `[height, width, channel]` samples of `depth` bits."""
+    """Encode a PNG file from `[height, width, channel]` samples of `depth` bits."""
     height, width, channels = values.shape
     bits = (values[..., None] >> np.arange(depth)[::-1]) & 1
     rows = np.packbits(bits.reshape(height, width * channels * depth).astype(np.uint8), axis=1)
@@ -71,7 +71,7 @@ DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 1
 @pytest.mark.parametrize("transparent", [False, True])
 @pytest.mark.parametrize(("color", "depth"), [(color, depth) for color in DEPTHS for depth in DEPTHS[color]])
 def test_every_kind_of_png(color, depth, transparent):
-    """Against the PNG specification: samples scaled to 255, the transparent color or alpha over white."""
+    """Compared with the PNG specification: samples scaled to 255, transparency composited over white."""
     rng = np.random.default_rng(depth)
     values = rng.integers(0, 2**depth, (8, 8, CHANNELS[color]))
     values[0, :2] = values[3, 3]
@@ -93,7 +93,7 @@ def test_every_kind_of_png(color, depth, transparent):
         pixels, alpha = pixels[..., :-1], values[..., -1:] / unit
     expected = np.broadcast_to(alpha * pixels + (1 - alpha) * 255, (8, 8, 3))
     exact = depth <= 8 and (alpha.min() == 1 or color in (0, 2))
-    tolerance = 0.51 if exact else 2.1  # Pillow cuts 16 bits to 8
+    tolerance = 0.51 if exact else 2.1  # Pillow truncates 16 bits to 8
     np.testing.assert_allclose(decode(png(values, depth, color, extra)), expected, atol=tolerance)
 
 
@@ -118,7 +118,7 @@ def test_tiffs_of_other_modes():
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("white_is_zero", [False, True])
 def test_gray_tiffs_of_every_depth(bits, white_is_zero):
-    """A TIFF file by hand; Pillow reads no 12-bit ones whose white is zero."""
+    """Hand-written TIFF files; Pillow does not support 12 bits with white as zero."""
     values = np.linspace(0, 2**bits - 1, 32).astype(int).reshape(4, 8)
     pixels = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
     if bits == 16:
@@ -137,14 +137,14 @@ def test_gray_tiffs_of_every_depth(bits, white_is_zero):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_taken(kind):
+def test_first_frame_of_an_animation(kind):
     frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue", "lime")]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **lossless)
     np.testing.assert_array_equal(decode(file), np.broadcast_to([255, 0, 0], (8, 16, 3)))
 
 
-TURNED = {  # what the camera stored of an upright picture, by EXIF orientation (TIFF 6.0, page 36)
+TURNED = {  # pixels stored by the camera for an upright image, by EXIF orientation (TIFF 6.0, page 36)
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -167,7 +167,7 @@ def test_exif_orientation(orientation, kind):
 
 
 def exif(entries, order="<"):
-    """A block of EXIF tags by hand: `(tag, type, count, value bytes)`."""
+    """Encode a block of EXIF tags: `(tag, type, count, value bytes)`."""
     mark = b"II*\0" if order == "<" else b"MM\0*"
     tags = b"".join(struct.pack(order + "HHI", *e[:3]) + e[3].ljust(4, b"\0") for e in entries)
     return mark + struct.pack(order + "IH", 8, len(entries)) + tags + bytes(4)
@@ -200,7 +200,7 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "ImageMagick's PNG"])
 @pytest.mark.parametrize("name", ODD)
-def test_good_pixels_are_never_refused_for_metadata(name, kind):
+def test_invalid_metadata_does_not_prevent_decoding(name, kind):
     block, orientation = ODD[name]
     plain = decode(JPEG if kind == "JPEG" else PNG)
     np.testing.assert_array_equal(TURNED[orientation](decode(with_exif(kind, block))), plain)
@@ -215,18 +215,18 @@ def test_good_pixels_are_never_refused_for_metadata(name, kind):
         struct.pack(">I", 4) + b"tEXtdata" + b"\0\0\0\0",  # a wrong checksum
     ],
 )
-def test_png_chunks_that_pixels_do_not_need_do_no_harm(bad):
+def test_damaged_ancillary_png_chunks_are_ignored(bad):
     for place in (33, len(PNG) - 12):  # before and after the pixels
         np.testing.assert_array_equal(decode(PNG[:place] + bad + PNG[place:]), PICTURE)
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 @pytest.mark.parametrize("orientation", [1, 3])
-def test_a_jpeg_can_be_decoded_smaller(shrink, orientation):
-    """A pixel is then the mean of a square of pixels; sides that do not divide are rounded up."""
+def test_jpeg_decoding_at_reduced_size(shrink, orientation):
+    """A pixel is the mean of a square of pixels; sides that are not multiples are rounded up."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {} if orientation == 1 else {"exif": exif}  # Pillow decodes what is turned
+    options = {} if orientation == 1 else {"exif": exif}  # rotated images are decoded by Pillow
     picture = gradient(121, 200)
     stored = np.ascontiguousarray(TURNED[orientation](picture))
     small = decode(encoded(stored, "JPEG", quality=100, subsampling=0, **options), shrink)
@@ -237,7 +237,7 @@ def test_a_jpeg_can_be_decoded_smaller(shrink, orientation):
 
 
 def huge(kind):
-    """A small file that claims 30,000 × 30,000 pixels."""
+    """Return a small file whose header claims 30,000 × 30,000 pixels."""
     if kind == "JPEG":
         file = bytearray(encoded(PICTURE, "JPEG"))
         place = file.index(b"\xff\xc0") + 5
@@ -266,7 +266,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_say_why(name):
+def test_errors_of_damaged_files(name):
     file, reason = BROKEN[name]
     with pytest.raises(ImageError, match=reason):
         decode(file)

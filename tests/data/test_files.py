@@ -1,4 +1,4 @@
-"""Folders and tables of the user's own images."""
+"""Folders and tables of user images."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ def open_csv(path, split="train", **fields):
 
 
 def contents(*sources):
-    """The contents that `write` gave all images of sources."""
+    """Return the contents that `write` stored in all images of sources."""
     records = [source[i] for source in sources for i in range(len(source))]
     return {record["image"].decode().removeprefix("content of ") for record in records}
 
@@ -42,7 +42,7 @@ def both(path):
     return [open_folder(path, split) for split in ("train", "test")]
 
 
-def test_class_folders_with_a_share_held_out(tmp_path):
+def test_class_folders_with_held_out_fraction(tmp_path):
     cats = [f"cat/{i}.jpg" for i in range(10)]
     dogs = [f"dog/deeper/{i}.PNG" for i in range(5)]
     write(tmp_path, *cats, *dogs, "only/one.webp", "cat/notes.txt", "empty/y.txt")
@@ -57,7 +57,7 @@ def test_class_folders_with_a_share_held_out(tmp_path):
     record = train[0]
     assert record["label"] == 0 and record["name"].startswith(str(tmp_path / "cat"))
     assert pathlib.Path(record["name"]).read_bytes() == record["image"]
-    assert pickle.loads(pickle.dumps(train))[0] == record  # in worker processes
+    assert pickle.loads(pickle.dumps(train))[0] == record  # as for worker processes
 
 
 @pytest.mark.parametrize("name", ["test", "val", "valid", "Validation"])
@@ -77,7 +77,7 @@ def test_images_without_class_folders_are_one_class(tmp_path):
     assert contents(*sources) == {"a.jpg", "b.jpg", "holidays/c.jpg", "sea/d.jpg"}
 
 
-def test_links_are_followed_and_circles_end(tmp_path):
+def test_links_are_followed_and_cycles_end(tmp_path):
     write(tmp_path / "elsewhere", "0.jpg", "1.jpg")
     (tmp_path / "root").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "cat")
@@ -86,7 +86,7 @@ def test_links_are_followed_and_circles_end(tmp_path):
     assert [len(source) for source in sources] == [1, 1] and contents(*sources) == {"0.jpg", "1.jpg"}
 
 
-def test_names_that_are_not_utf8(tmp_path):
+def test_non_utf8_names(tmp_path):
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
     for name in (b"1.jpg", b"\xff.jpg"):
@@ -100,8 +100,8 @@ def test_names_that_are_not_utf8(tmp_path):
     assert open_folder(tmp_path).class_names == ("caf\udce9", "café")[::-1]
 
 
-def test_hidden_and_foreign_names_are_passed_over_and_reported(tmp_path, caplog):
-    """One rule at every depth; HEIC and other endings are named."""
+def test_hidden_and_unsupported_files_are_skipped_and_reported(tmp_path, caplog):
+    """The same rules apply at every depth; HEIC and other suffixes are named."""
     write(tmp_path, "bob/0.jpg", "bob/1.jfif", "bob/deep/2.JPE")
     write(tmp_path, "bob/.ipynb_checkpoints/0-checkpoint.jpg", "bob/.AppleDouble/0.jpg", "bob/._0.jpg")
     write(tmp_path, "__MACOSX/bob/0.jpg", "lost+found/x.jpg", "bob/Thumbs.db", "bob/3.HEIC", "bob/4.heic")
@@ -123,14 +123,14 @@ def test_hidden_and_foreign_names_are_passed_over_and_reported(tmp_path, caplog)
         assert part in warning
 
 
-def test_an_empty_class_says_what_was_passed_over(tmp_path):
+def test_error_of_an_empty_class_lists_skipped_files(tmp_path):
     write(tmp_path, "alice/0.jpg", "alice/1.jpg", *(f"bob/{i}.HEIC" for i in range(12)))
     data = DataConfig("folder", str(tmp_path), forget=("bob",))
     with pytest.raises(UserError, match=r"no test image \(bob\).* 12 files ending in .heic: convert to JPEG"):
         evaluation_sets(data, open_source(data, "test", 8))
 
 
-def test_a_folder_is_read_as_splits_only_if_nothing_else_can_be_meant(tmp_path, caplog):
+def test_folder_is_read_as_splits_only_if_unambiguous(tmp_path, caplog):
     """Vehicles: car, bus, train."""
     vehicles = write(tmp_path / "a", *(f"{name}/{i}.jpg" for name in ("car", "bus", "train") for i in "01"))
     assert open_folder(vehicles).class_names == ("bus", "car", "train")
@@ -149,7 +149,7 @@ def test_a_folder_is_read_as_splits_only_if_nothing_else_can_be_meant(tmp_path, 
         assert part in caplog.text
 
 
-def test_a_link_puts_no_image_into_two_classes_or_splits(tmp_path):
+def test_linked_image_cannot_be_in_two_classes_or_splits(tmp_path):
     folders = write(tmp_path / "a", "bob/0.jpg")
     os.symlink(folders / "bob", folders / "alice")
     with pytest.raises(UserError, match="are the same file, through a link"):
@@ -162,7 +162,7 @@ def test_a_link_puts_no_image_into_two_classes_or_splits(tmp_path):
         open_folder(files)
 
 
-def test_the_digest_follows_names_and_sizes_not_the_place(tmp_path):
+def test_digest_depends_on_names_and_sizes_not_on_location(tmp_path):
     def digest(folder, split="train"):
         return source_digest(open_folder(folder, split))
 
@@ -175,8 +175,8 @@ def test_the_digest_follows_names_and_sizes_not_the_place(tmp_path):
     assert digest(tmp_path / "a") != here
 
 
-def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
-    """Missing ones, and those of another kind, are in cli/test_mistakes.py."""
+def test_unreadable_folders_are_named(tmp_path, monkeypatch):
+    """Missing folders, and files in their place, are covered in cli/test_mistakes.py."""
     with pytest.raises(UserError, match="'fashion' reads no files"):
         open_source(SourceConfig("fashion", "somewhere"), "train", 8)
     write(tmp_path, "cat/0.jpg", "dog/1.jpg")
@@ -221,16 +221,16 @@ images/e.jpg,10,test
 """
 
 
-def test_a_table(tmp_path):
+def test_csv_table(tmp_path):
     write(tmp_path, "images/a.jpg", "images/b.jpg", "images/c, d.jpg", "images/e.jpg")
     (tmp_path / "table.csv").write_text(TABLE)
     train, test = open_csv(tmp_path / "table.csv"), open_csv(tmp_path / "table.csv", "test")
-    assert train.class_names == test.class_names == ("9", "10")  # as numbers
+    assert train.class_names == test.class_names == ("9", "10")  # sorted numerically
     assert contents(train) == {"images/a.jpg", "images/b.jpg"} and list(train.labels) == [1, 0]
     assert contents(test) == {"images/c, d.jpg", "images/e.jpg"} and list(test.labels) == [0, 1]
 
 
-def test_a_table_as_spreadsheets_write_it(tmp_path):
+def test_csv_table_written_by_spreadsheets(tmp_path):
     """Byte order mark, CRLF, capitals in splits, absolute paths; no split column."""
     names = [str(tmp_path / f"{i}.jpg") for i in range(10)]
     write(tmp_path, *(f"{i}.jpg" for i in range(10)))
@@ -272,13 +272,13 @@ def open_table(tmp_path, *lines, split="train"):
         (["path,label", "file:///a.jpg,cat", "s3://a/b.jpg,cat"], "gs:// buckets; (file|s3):// is not read"),
     ],
 )
-def test_mistakes_in_tables_are_named(tmp_path, lines, message):
+def test_invalid_csv_tables(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         [open_table(tmp_path, *lines, split=split) for split in ("test", "train")]
 
 
 @pytest.mark.parametrize("other", ["{}/bob/0.jpg", "alice.jpg"])
-def test_absolute_relative_and_linked_paths_of_one_file(tmp_path, monkeypatch, other):
+def test_absolute_relative_and_linked_paths_to_one_file(tmp_path, monkeypatch, other):
     monkeypatch.chdir(tmp_path)
     os.symlink(tmp_path / "bob" / "0.jpg", "alice.jpg")
     lines = ["path,label", "bob/0.jpg,bob", f"{other.format(tmp_path)},alice"]
@@ -288,8 +288,8 @@ def test_absolute_relative_and_linked_paths_of_one_file(tmp_path, monkeypatch, o
 
 
 @pytest.mark.parametrize("place", ["photos", "elsewhere"])
-def test_images_of_a_table_that_move_stay_the_same(tmp_path, place):
-    """Also those that are held out, and whether paths are absolute or relative to the table's folder."""
+def test_moved_images_of_a_csv_table_keep_their_identity(tmp_path, place):
+    """This includes held-out images, and absolute paths as well as paths relative to the table's folder."""
     digests = set()
     for moved in ("a", "b"):
         folder = write(tmp_path / moved / "photos", *(f"x/{i}.jpg" for i in range(20)))
@@ -303,18 +303,18 @@ def test_images_of_a_table_that_move_stay_the_same(tmp_path, place):
     source = open_csv(table)
     before = source_digest(source)
     pathlib.Path(source.name(0)).unlink()
-    assert source_digest(source) != before  # a file that is gone is no error here
+    assert source_digest(source) != before  # a missing file is not an error here
 
 
-def test_repeated_lines_count_once(tmp_path, caplog):
-    """One copy cannot be trained on while the other is tested."""
+def test_repeated_lines_are_used_once(tmp_path, caplog):
+    """Copies of an image cannot be in both training and test set."""
     lines = [f"bob/{i}.jpg,bob" for i in range(3)]
     sources = [open_table(tmp_path, "path,label", *lines * 4, split=split) for split in ("train", "test")]
     assert [len(source) for source in sources] == [2, 1]
     assert "9 repetitions of earlier lines' files left out, the first in line 5" in caplog.text
 
 
-def test_a_table_in_windows_1252(tmp_path, caplog):
+def test_csv_table_in_windows_1252(tmp_path, caplog):
     write(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "table.csv").write_bytes("path,label\na.jpg,Jürgen\nb.jpg,Jürgen\n".encode("cp1252"))
     assert open_csv(tmp_path / "table.csv").class_names == ("Jürgen",)

@@ -1,4 +1,4 @@
-"""Batches: balance, order, sharding, resuming."""
+"""Batches: balancing, order, sharding, resuming."""
 
 import contextlib
 import json
@@ -45,18 +45,18 @@ def take(iterator, count):
     return [indices(next(iterator)) for _ in range(count)]
 
 
-def test_every_epoch_holds_each_image_once_and_the_smaller_set_repeats():
-    batches = take(iter(stream(batch_size=6)), 10)  # 60 images of each set
+def test_every_epoch_has_each_image_once_and_the_smaller_set_repeats():
+    batches = take(iter(stream(batch_size=6)), 10)  # 60 images per set
     retain = np.concatenate([b["retain"] for b in batches]).reshape(5, 12)
     forget = np.concatenate([b["forget"] for b in batches]).reshape(12, 5)
     for epochs, count in ((retain, 12), (forget, 5)):
         np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(count), (len(epochs), 1)))
-        assert len({tuple(epoch) for epoch in epochs}) > 1  # shuffled anew
-    np.testing.assert_equal(take(iter(stream(batch_size=6)), 3), batches[:3])  # by the seed alone
+        assert len({tuple(epoch) for epoch in epochs}) > 1  # reshuffled every epoch
+    np.testing.assert_equal(take(iter(stream(batch_size=6)), 3), batches[:3])  # determined by the seed
     assert (take(iter(stream(1, batch_size=6)), 1)[0]["retain"] != batches[0]["retain"]).any()
 
 
-def test_images_come_in_the_range_of_the_model():
+def test_images_are_in_the_range_of_the_model():
     image = np.array([0.0, 0.5, 1.0])
     np.testing.assert_allclose(in_range(image, (-1, 1)), [-1, 0, 1])
     batch = next(iter(TrainingBatches(SETS, 4, value_range=(-1, 1), seed=0)))
@@ -65,7 +65,7 @@ def test_images_come_in_the_range_of_the_model():
     assert batch["retain"].shape == (4, 2, 2, 1) and batch["retain"].dtype == np.float32
 
 
-def test_a_batch_that_processes_cannot_share_is_refused():
+def test_batch_size_not_divisible_by_processes_is_rejected():
     with pytest.raises(ValueError, match="3 processes"):
         stream(process_index=0, process_count=3)
 
@@ -74,14 +74,14 @@ TRANSFORMS = {split: Transform(TransformConfig(crop="random", flip=True), 6, tra
 
 
 def from_files(broken=(), seed=0, batch_size=8, counts=(40, 12), max_fraction=0.2, folder=None, **options):
-    """A stream of random crops of one-coloured files, and their list of bad images."""
+    """Return a stream of random crops of uniformly colored files, with a list of bad images."""
     sets = {"retain": Files(counts[0], broken), "forget": Files(counts[1])}
     kwargs = dict(value_range=(0, 255), seed=seed, transforms=TRANSFORMS)
     return TrainingBatches(sets, batch_size, options=LoaderOptions(folder, max_fraction, **options), **kwargs)
 
 
 def colours(batches, count, split="retain"):
-    """Numbers of the images in `count` batches, read from their colours."""
+    """Return the indices of the images in `count` batches, read from their colors."""
     with contextlib.closing(iter(batches)) as iterator:
         images = np.concatenate([next(iterator)[split] for _ in range(count)])
     return np.rint((images.mean(axis=(1, 2, 3)) - 10) / 2).astype(int)
@@ -95,14 +95,14 @@ def batches_of(stream, count, state=None):
         return batches, iterator.get_state()
 
 
-def test_workers_give_the_batches_that_threads_give():
+def test_workers_and_threads_give_the_same_batches():
     expected, _ = batches_of(from_files(), 6)
     np.testing.assert_equal(batches_of(from_files(workers=2), 6)[0], expected)
     assert {(x.dtype.name, x.shape) for x in expected[0].values()} == {("uint8", (8, 6, 6, 3))}  # not scaled
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
-def test_resuming_in_mid_epoch_with_workers(before, after):
+def test_resume_within_an_epoch_with_workers(before, after):
     """40 images in batches of 8: the fourth batch is within the first epoch."""
     expected, _ = batches_of(from_files(), 7)
     _, state = batches_of(from_files(workers=before), 3)
@@ -110,8 +110,8 @@ def test_resuming_in_mid_epoch_with_workers(before, after):
     np.testing.assert_equal(resumed, expected[3:])
 
 
-def test_resuming_on_other_processes_goes_on_with_the_next_global_batch(caplog):
-    """Bad images, too, are skipped alike by any number of processes."""
+def test_resume_with_other_process_count(caplog):
+    """Bad images are also replaced equally for any number of processes."""
     broken = [1, 5, 8, 21, 22, 39]
     whole, _ = batches_of(from_files(broken), 5)
     parts = [batches_of(from_files(broken, process_index=p, process_count=4), 2) for p in range(4)]
@@ -128,7 +128,7 @@ def test_resuming_on_other_processes_goes_on_with_the_next_global_batch(caplog):
     assert "read by 4 processes and are now read by 2" in caplog.text and "with batch 3" in caplog.text
 
 
-def test_a_process_reads_no_image_of_another():
+def test_process_reads_only_its_own_images():
     class Listing(Counting):
         def __init__(self, count):
             super().__init__(count)
@@ -138,7 +138,7 @@ def test_a_process_reads_no_image_of_another():
             self.read.append(index)
             return super().__getitem__(index)
 
-    source = Listing(400)  # an epoch of 20 batches, more than are read ahead
+    source = Listing(400)  # an epoch of 20 batches, more than are prefetched
     part = LoaderOptions(process_index=1, process_count=4)
     batches_of(TrainingBatches({"all": source}, 20, value_range=UNIT, seed=0, options=part), 2)
     everything = TrainingBatches({"all": Counting(400)}, 20, value_range=UNIT, seed=0)
@@ -147,14 +147,14 @@ def test_a_process_reads_no_image_of_another():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_another_image_takes_the_place_of_a_bad_one(workers, tmp_path):
-    """Batches stay full, all other places keep their image, and the list names the bad ones."""
+def test_bad_images_are_replaced(workers, tmp_path):
+    """Batches stay full, other positions keep their image, and the list has the bad images."""
     whole = colours(from_files(), 5)  # one epoch
     seen = colours(from_files(broken=[3, 30], folder=tmp_path, workers=workers), 5)
     at = np.isin(whole, [3, 30])
     np.testing.assert_array_equal(seen[~at], whole[~at])
     places = np.flatnonzero(at)
-    np.testing.assert_array_equal(seen[at], whole[(places + 20) % 40])  # half an epoch further on
+    np.testing.assert_array_equal(seen[at], whole[(places + 20) % 40])  # half an epoch later
     listed = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
     assert {(row["set"], row["image"]) for row in listed} == {("retain", "image 3"), ("retain", "image 30")}
     assert all("runcated" in row["reason"] for row in listed)
@@ -168,7 +168,7 @@ def test_too_many_bad_images_stop_the_run_with_a_list(broken, most, count, tmp_p
         colours(stream, 6)
 
 
-def test_when_all_records_are_one_bad_file_nothing_hangs():
+def test_error_if_all_records_are_one_bad_file():
     class Same(Files):
         def __getitem__(self, index):
             return {**super().__getitem__(index), "name": "the only one"}
@@ -181,16 +181,16 @@ def test_when_all_records_are_one_bad_file_nothing_hangs():
         colours(stream, 1, "all")
 
 
-def test_a_worker_that_is_killed_ends_the_stream_with_a_sentence():
+def test_killed_worker_ends_the_stream_with_an_error():
     with contextlib.closing(iter(from_files(workers=1))) as iterator:
         next(iterator)
         os.kill(iterator.worker_ids[0], signal.SIGKILL)
         with pytest.raises(UserError, match=r"worker process.*exit code -9.*config\.data\.workers"):
-            for _ in range(100):  # what was read ahead comes first
+            for _ in range(100):  # prefetched batches come first
                 next(iterator)
 
 
-def test_lists_of_names_that_are_not_utf8(tmp_path):
+def test_bad_image_list_with_non_utf8_names(tmp_path):
     names = ["Jos\udce9/1.jpg", "Jürgen/2.jpg", "\u7530\u4e2d.jpg"]
     bad = BadImages(tmp_path, {"all": 100}, 0.5)
     bad.record("all", [BadImage(name, "empty") for name in names])
@@ -201,7 +201,7 @@ def test_lists_of_names_that_are_not_utf8(tmp_path):
     ("shape", "size", "warns"),
     [((300, 400), 16, True), ((28, 28), 8, True), ((28, 28), 16, False), ((2000, 2000), 224, False)],
 )
-def test_a_warning_where_images_shrink_a_lot(shape, size, warns, caplog):
+def test_warning_if_images_shrink_a_lot(shape, size, warns, caplog):
     class Same(Files):
         def __getitem__(self, index):
             return {"image": encoded(np.zeros((*shape, 3), np.uint8), "PNG"), "label": 0, "name": str(index)}
@@ -210,8 +210,8 @@ def test_a_warning_where_images_shrink_a_lot(shape, size, warns, caplog):
     assert (f"{shape[1]}×{shape[0]} → {size}×{size} pixels" in caplog.text) == warns
 
 
-def test_a_crop_depends_on_the_epoch_and_not_on_the_neighbours():
-    """The same image in another batch of the same epoch is cropped alike; in the next epoch otherwise."""
+def test_crop_depends_on_the_epoch_but_not_on_the_batch():
+    """An image has the same crop in any batch of an epoch, and a different crop in the next epoch."""
     picture = encoded(gradient(), "PNG")
 
     class Same(Files):
@@ -229,10 +229,10 @@ def test_a_crop_depends_on_the_epoch_and_not_on_the_neighbours():
     assert len({image.tobytes() for image in two_epochs}) == 16
 
 
-def test_the_order_is_the_same_in_every_version():
+def test_order_is_stable_across_versions():
     """Raw words of Philox, whose stream NumPy guarantees, sorted in Python."""
     words = np.random.Philox(np.random.SeedSequence((5, 2))).random_raw(6)
     by_hand = np.array(sorted(range(6), key=lambda i: words[i]))
     order, places = EpochOrder(6, seed=5), np.array([14, 12, 17])
     np.testing.assert_array_equal(order(np.arange(12, 18))[1], by_hand)
-    np.testing.assert_array_equal(order(places)[1], by_hand[places - 12])  # each can be asked for alone
+    np.testing.assert_array_equal(order(places)[1], by_hand[places - 12])  # positions are independent

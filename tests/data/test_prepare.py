@@ -1,4 +1,4 @@
-"""Checking archives, and preparing with the builders of TensorFlow Datasets, which needs TensorFlow."""
+"""Checks of archives, and preparation with the builders of TensorFlow Datasets, which needs TensorFlow."""
 
 import importlib.util
 import io
@@ -46,7 +46,7 @@ def run(dataset, folder):
 
 
 @pytest.mark.skipif(TENSORFLOW, reason="TensorFlow is there")
-def test_without_tensorflow_the_extra_is_named(tmp_path):
+def test_error_without_tensorflow_names_the_package(tmp_path):
     code, _, errors = run("coco/2017", tmp_path)
     assert code == 1 and errors.startswith("Error: Preparing a data set needs TensorFlow")
     assert "pip install tensorflow" in errors and "Traceback" not in errors
@@ -60,7 +60,7 @@ def test_archives_in_the_official_layout(tmp_path, dataset):
     assert code == 0, errors
     train, test = SPLITS[dataset]
     assert f"{train} train images\n{test} test images" in output
-    assert "Generating train examples" in errors  # the bar
+    assert "Generating train examples" in errors  # the progress bar
     for split, count in zip(("train", "test"), SPLITS[dataset], strict=True):
         source = open_source(SourceConfig(dataset, str(tmp_path / "data")), split, 8)
         assert len(source) == count and all(source[i]["image"][:2] == b"\xff\xd8" for i in range(count))
@@ -70,8 +70,8 @@ def test_archives_in_the_official_layout(tmp_path, dataset):
 
 @needs_tensorflow
 @pytest.mark.slow
-def test_it_can_be_run_again_after_a_kill(tmp_path):
-    """Killed while it writes; what it left is removed, and meanwhile a second process is refused."""
+def test_prepare_can_be_rerun_after_a_kill(tmp_path):
+    """A run is killed while writing; leftovers are removed, and a concurrent second process is rejected."""
     small_archives_with_much_to_write(tmp_path / "archives")
     place = tmp_path / "data" / "imagenet2012"
     process = start("imagenet2012", tmp_path)
@@ -110,8 +110,8 @@ def small_archives_with_much_to_write(folder):
 
 @needs_tensorflow
 @pytest.mark.slow
-def test_damaged_archives_and_unknown_data_sets_are_one_sentence(tmp_path, capsys):
-    """Of the right size and beginning, but cut off inside."""
+def test_damaged_archives_and_unknown_data_sets_are_user_errors(tmp_path, capsys):
+    """Archives with the correct size and header, but truncated content."""
     assert prepare.main(["imagenet2013", f"--data_dir={tmp_path}"]) == 1
     assert "Error: TensorFlow Datasets knows no data set 'imagenet2013'" in capsys.readouterr().err
     (tmp_path / "archives").mkdir()
@@ -128,7 +128,7 @@ def test_damaged_archives_and_unknown_data_sets_are_one_sentence(tmp_path, capsy
 
 
 def test_failures_inside_tfds_are_explained(tmp_path):
-    """However deep in the chain the cause is."""
+    """The cause is found at any depth of the exception chain."""
 
     class NonMatchingChecksumError(Exception):
         pass
@@ -145,7 +145,7 @@ def test_failures_inside_tfds_are_explained(tmp_path):
     assert explained(KeyError("n1")) == "coco/2017 could not be prepared: KeyError: 'n1'"
 
 
-def test_sizes_are_those_that_tfds_expects():
+def test_archive_sizes_match_tfds():
     tables = ("url_checksums/coco.txt", "datasets/places365_small/checksums.tsv")
     known = {}
     for table in tables:
@@ -182,7 +182,7 @@ def test_missing_and_damaged_archives_are_named(tmp_path, monkeypatch):
         prepare.check("imagenet2012", imagenet)
 
 
-def test_what_can_be_downloaded_may_be_missing(tmp_path):
+def test_downloadable_archives_may_be_missing(tmp_path):
     folder = epath.Path(tmp_path)
     prepare.check("coco/2017", folder)
     place = "will be downloaded from http://images.cocodataset.org/zips/train2017.zip"
@@ -192,7 +192,7 @@ def test_what_can_be_downloaded_may_be_missing(tmp_path):
         prepare.check("coco/2017", folder)
 
 
-def test_the_program_says_beforehand_what_must_lie_where(tmp_path, capsys):
+def test_required_archives_are_listed_first(tmp_path, capsys):
     assert prepare.main(["imagenet2012", f"--data_dir={tmp_path}"]) == 1
     output, errors = capsys.readouterr()
     assert f"is prepared from these files in {tmp_path}/downloads/manual:" in output
@@ -201,7 +201,7 @@ def test_the_program_says_beforehand_what_must_lie_where(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_prepared_data_set_is_left_alone(prepared, capsys):
+def test_prepared_data_set_is_unchanged(prepared, capsys):
     assert prepare.main(["imagenet2012", f"--data_dir={prepared}"]) == 0
     output, _ = capsys.readouterr()
     assert "is prepared already" in output and "9 train images\n3 test images" in output

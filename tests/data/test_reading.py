@@ -48,8 +48,8 @@ def is_running(pid):
         return False
 
 
-def test_a_worker_reads_prepared_data_sets_without_jax_and_tensorflow(open_pool, prepared):
-    """By the shared libraries that are mapped into its memory."""
+def test_worker_reads_prepared_data_sets_without_jax_and_tensorflow(open_pool, prepared):
+    """Verified by the shared libraries mapped into its memory."""
     source = open_source(SourceConfig("imagenet2012", str(prepared)), "train", 4)
     pool = open_pool(source, TRANSFORM)
     rows = [Row(0, index, 0) for index in range(3)]
@@ -59,7 +59,7 @@ def test_a_worker_reads_prepared_data_sets_without_jax_and_tensorflow(open_pool,
     assert not any(name in mapped for name in ("jaxlib", "libtensorflow", "grain"))
 
 
-def test_workers_read_what_the_reader_reads(open_pool):
+def test_workers_match_the_reader(open_pool):
     source, rows = Files(20, broken=[3]), [Row(0, i, 0) for i in range(20)]
     pool = open_pool(source, TRANSFORM, count=2)
     assert len(set(pool.process_ids)) == 2
@@ -71,7 +71,7 @@ def test_workers_read_what_the_reader_reads(open_pool):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_what_a_worker_raises_is_raised_here_and_it_goes_on(open_pool):
+def test_worker_exceptions_are_raised_in_the_parent(open_pool):
     pool = open_pool(Failing(2))
     for _ in range(2):
         with pytest.raises(KeyError, match="no record 1"):
@@ -102,7 +102,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 
 class Stalled(Files):
-    """Files of which number 1 is a pipe."""
+    """A source of files in which file 1 is a pipe."""
 
     def __init__(self, count, pipe):
         super().__init__(count)
@@ -132,7 +132,7 @@ def batches(pipe, workers=0):
     )
 
 
-def test_the_console_names_the_file_and_a_signal_ends_the_wait(pipe, monkeypatch, caplog):
+def test_stalled_file_is_named_and_a_signal_ends_the_wait(pipe, monkeypatch, caplog):
     monkeypatch.setattr(reading, "STALLED_AFTER", 0.2)
     monkeypatch.setattr(loader, "STOP_AFTER", 0.5)
     reading._watched_reads.cache_clear()
@@ -148,7 +148,7 @@ def test_the_console_names_the_file_and_a_signal_ends_the_wait(pipe, monkeypatch
                 time.sleep(0.1)
     finally:
         REQUESTS.remove(request)
-        pipe_end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # lets the thread go
+        pipe_end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # releases the thread
         os.close(pipe_end)
     assert f"Waiting for {pipe}" in caplog.text and "Ctrl-C" in caplog.text
 

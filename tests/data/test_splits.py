@@ -1,4 +1,4 @@
-"""Choosing images for training, validation and testing, and what is said of mistakes."""
+"""Selection of training, validation and test images, and error messages."""
 
 import numpy as np
 import pytest
@@ -41,14 +41,14 @@ def train(config, source=None):
     return training_sets(config, source or Named(), image_size=8)
 
 
-def test_by_name_or_id():
+def test_classes_by_name_or_id():
     for forget in ("alley", 1, "1"):
         sets = train(data([forget], ["airfield", "amphitheater"]))
         assert chosen(sets.forget) == [1, 2] and chosen(sets.retain) == [0, 3, 4]
         np.testing.assert_array_equal(sets.retain.labels, [0, 2, 0])
 
 
-def test_the_rest_is_what_nobody_names_and_may_be_a_class():
+def test_rest_is_all_unnamed_classes_or_a_class_name():
     for rest in ("rest", "(airfield, rest)", "airfield,rest"):
         assert chosen(train(data(["alley"], [rest])).retain) == [0, 3, 4]
     sets = train(data(["alley"], ["airfield"], proxy=("rest",)))
@@ -60,7 +60,7 @@ def test_the_rest_is_what_nobody_names_and_may_be_a_class():
     assert set(train(data(["zoo"]), named).retain.labels) == {0, 1, 3}
 
 
-def test_sets_are_described_by_class():
+def test_description_of_sets_by_class():
     assert describe(train(data(["alley"])).retain) == "3 images: airfield 2, amphitheater 1"
     many = Many()
     many.class_names, many.labels = [f"a\n{i}" for i in range(12)], np.arange(12)
@@ -68,8 +68,8 @@ def test_sets_are_described_by_class():
     assert describe(many).endswith("a\\n9 1, … (12 classes)")
 
 
-def test_what_generated_images_start_from():
-    """Noise, as many as there are images to forget, or proxies; evaluation stays on real images."""
+def test_starting_images_of_generation():
+    """As many noise images as forget images, or proxies; evaluation uses real images."""
     sets = train(data(["alley"], retain_images="generated"))
     assert len(sets.retain) == 2 and sets.retain[1]["image"].shape == (8, 8, 3)
     assert len(train(data(["alley"], retain_images="generated", generated_count=7)).retain) == 7
@@ -84,40 +84,40 @@ def test_what_generated_images_start_from():
         data(["alley"], retain_images="generated", retain_ratio=0.5)
 
 
-def test_proxies_stand_in_for_the_retain_classes():
-    """Of which no image is needed any more: there is none of an aquarium."""
+def test_proxies_replace_the_retain_classes():
+    """Images of the retain class are not needed: the source has none of an aquarium."""
     sets = train(data(["alley"], ["aquarium"], proxy=("amphitheater",)))
     assert chosen(sets.retain) == [3] and chosen(sets.forget) == [1, 2]
     sets = train(data(["alley"], ["airfield", "amphitheater"], proxy=(0,)))
     assert chosen(sets.retain) == [0, 4]
 
 
-def test_so_many_images_of_each_class():
-    """The choice for a class is the same whatever else is chosen, and less is a part of more."""
+def test_number_of_images_per_class():
+    """The selection in a class does not depend on other classes, and is a subset of larger selections."""
     few = train(data(["alley"], train_per_class=5), Many())
     more = train(data(["aquarium", "alley"], ["airfield"], train_per_class=9), Many())
     np.testing.assert_array_equal(np.bincount(few.retain.labels), [5, 0, 5, 5])
     np.testing.assert_array_equal(np.bincount(more.forget.labels), [0, 9, 0, 9])
     assert set(chosen(few.forget)) < set(chosen(more.forget))
-    assert chosen(few.forget) != list(range(1, 20, 4))  # not simply the first ones
+    assert chosen(few.forget) != list(range(1, 20, 4))  # not just the first images
     tests = evaluation_sets(data(["alley"], test_per_class=3), Many())
     np.testing.assert_array_equal(np.bincount(tests.retain.labels), [3, 0, 3, 3])
 
 
-def test_the_general_set_is_what_unlearning_never_touches():
+def test_general_set_excludes_forget_and_retain_classes():
     assert general_set(data(["alley"]), Many()) is None
     images = general_set(data([0], [1], general=("rest",)), Many())
     np.testing.assert_array_equal(np.bincount(images.labels), [0, 0, 25, 25])
     images = general_set(data([0], [1], proxy=(2,), general=("rest",), general_images=7), Many())
     np.testing.assert_array_equal(images.labels, [3] * 7)
     images = general_set(data([0], [1], general=("aquarium",), general_images=99), Many())
-    assert len(images) == 25  # there are no more
-    assert general_set(data(["alley"], general=("rest",)), Many()) is None  # no class is left
+    assert len(images) == 25  # all available images
+    assert general_set(data(["alley"], general=("rest",)), Many()) is None  # no class remains
     with pytest.raises(UserError, match="both in config.data.general and in config.data.retain: airfield"):
         general_set(data(["alley"], ["airfield"], general=("airfield",)), Many())
 
 
-def test_a_share_of_the_retain_images():
+def test_fraction_of_retain_images():
     half = train(data(["alley"], train_per_class=20, retain_ratio=0.5), Many())
     whole = train(data(["alley"], train_per_class=20), Many())
     np.testing.assert_array_equal(np.bincount(half.retain.labels), [10, 0, 10, 10])
@@ -133,7 +133,7 @@ def test_a_share_of_the_retain_images():
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A folder with classes called alley, forest and sea: 30 training images of each."""
+    """A folder with the classes alley, forest and sea, with 30 training images each."""
     for split, count in (("train", 30), ("test", 1)):
         for name in ("alley", "forest", "sea"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -142,7 +142,7 @@ def elsewhere(tmp_path):
     return str(tmp_path)
 
 
-def test_proxies_of_another_source(elsewhere):
+def test_proxies_from_another_source(elsewhere):
     sets = train(data(["alley"], proxy=(ProxyConfig("folder", elsewhere, classes=("sea",), count=20),)))
     assert len(sets.retain) == 20 and set(sets.retain.labels) == {2}
     assert sets.retain[0]["name"].startswith(f"{elsewhere}/train/sea/")
@@ -151,10 +151,10 @@ def test_proxies_of_another_source(elsewhere):
 
 
 def test_proxies_mixed_by_weight(elsewhere):
-    """1 : 3, and no image of the larger part is left out."""
+    """Weights 1 : 3, with every image of the larger part."""
     other = ProxyConfig("folder", elsewhere, classes=("forest", "sea"), weight=3.0)
     mixture = train(data(["alley"], proxy=("amphitheater", "aquarium", other)), Many()).retain
-    assert len(mixture) == 200  # 50 of its own are a quarter
+    assert len(mixture) == 200  # 50 images of the first source are a quarter
     names = np.array(mixture.class_names)[mixture.labels]
     assert list(names[:50]).count("named/aquarium") == list(names[:50]).count("named/amphitheater") == 25
     assert set(names[50:]) == {f"folder {elsewhere}/forest", f"folder {elsewhere}/sea"}
@@ -171,8 +171,8 @@ def test_proxies_mixed_by_weight(elsewhere):
         ({"classes": ("alley", "sea")}, r"both in config.data.proxy \(folder\) and in .*forget: alley"),
     ],
 )
-def test_mistaken_proxies_of_another_source_are_named(elsewhere, fields, message):
-    """None may be called like a class to forget; the rest leaves that one out."""
+def test_invalid_proxies_from_another_source(elsewhere, fields, message):
+    """No proxy class may have the name of a forget class; "rest" excludes it."""
     with pytest.raises(UserError, match=message):
         train(data(["alley"], proxy=(ProxyConfig("folder", elsewhere, **fields),)))
     rest = ProxyConfig("folder", elsewhere)
@@ -195,7 +195,7 @@ def test_mistaken_proxies_of_another_source_are_named(elsewhere, fields, message
         ("alley", "airfield", dict(proxy=(ProxyConfig("digits"),)), "of digits and config.data of named"),
     ],
 )
-def test_mistakes_are_named(forget, retain, fields, message):
+def test_invalid_selections_raise_user_errors(forget, retain, fields, message):
     with pytest.raises(UserError, match=message):
         train(data([forget], [retain], **fields))
 
@@ -207,7 +207,7 @@ def names(source):
     return {source[i]["name"] for i in range(len(source))}
 
 
-def test_train_validation_and_test_share_no_image_and_lose_none():
+def test_train_validation_and_test_are_a_partition():
     config = SourceConfig("digits", validation_fraction=0.15)
     parts = {split: open_source(config, split, 8) for split in ("train", "validation", "test")}
     found = {split: names(source) for split, source in parts.items()}
@@ -220,7 +220,7 @@ def test_train_validation_and_test_share_no_image_and_lose_none():
         open_source(PLAIN, "validation", 8)
 
 
-def test_validation_images_of_files_do_not_depend_on_new_ones(tmp_path):
+def test_validation_images_are_stable_when_files_are_added(tmp_path):
     for number in range(20):
         path = tmp_path / "cat" / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -230,7 +230,7 @@ def test_validation_images_of_files_do_not_depend_on_new_ones(tmp_path):
     assert [len(found) for found in before.values()] == [12, 3, 5]
     (tmp_path / "cat" / "new.jpg").write_bytes(b"x")
     after = names(open_source(config, "train", 8))
-    assert len(before["train"] & after) >= 10  # one image more moves two of the borders by one at most
+    assert len(before["train"] & after) >= 10  # an additional image shifts two boundaries by at most one
 
 
 def test_retain_and_forget_classes_of_the_validation_images():

@@ -1,4 +1,4 @@
-"""Prepared data sets of TensorFlow Datasets, read without TensorFlow, and the index of their labels."""
+"""Prepared TensorFlow Datasets, read without TensorFlow, and the index of their labels."""
 
 import collections
 import os
@@ -27,7 +27,7 @@ def records(source):
     return [source[i] for i in range(len(source))]
 
 
-def test_imagenet_has_the_images_of_the_archive_and_the_published_labels(prepared):
+def test_imagenet_images_and_labels(prepared):
     source = opened(prepared, "imagenet2012")
     for record in records(source):
         wnid, number = re.fullmatch(r"imagenet2012/train/(n\d{8})_(\d+)\.JPEG", record["name"]).groups()
@@ -40,7 +40,7 @@ def test_imagenet_has_the_images_of_the_archive_and_the_published_labels(prepare
     assert found == {"00000001": "n01751748", "00000002": "n09193705", "00000003": "n02105855"}
 
 
-def test_places_and_coco_which_has_one_class(prepared):
+def test_places_and_single_class_coco(prepared):
     train, test = opened(prepared, "places365_small"), opened(prepared, "places365_small", "test")
     folders = {record["name"]: train.class_names[record["label"]] for record in records(train)}
     assert len(folders) == 7
@@ -55,7 +55,7 @@ def test_places_and_coco_which_has_one_class(prepared):
 
 
 def test_published_splits_and_proxies(prepared):
-    """Goldfish is to be forgotten, llama retained; tench is in neither list, and COCO elsewhere."""
+    """Goldfish is in the forget list, llama in the retain list, tench in neither; COCO is another source."""
     lists = dict(forget=("n01443537",), retain=("llama",))
     data = DataConfig("imagenet2012", str(prepared), proxy=("rest",), **lists)
     source = opened(prepared, "imagenet2012")
@@ -68,10 +68,10 @@ def test_published_splits_and_proxies(prepared):
     mixed = DataConfig("imagenet2012", str(prepared), proxy=("tench", ProxyConfig("coco/2017")), **lists)
     mixture = training_sets(mixed, source, 8).retain
     names = [mixture[i]["name"].partition("/")[0] for i in range(len(mixture))]
-    assert collections.Counter(names) == {"imagenet2012": 4, "coco": 4}  # three tenches, one of them twice
+    assert collections.Counter(names) == {"imagenet2012": 4, "coco": 4}  # three tench images, one twice
 
 
-def test_a_share_is_held_out_where_there_is_no_test_split(prepared):
+def test_fraction_is_held_out_without_a_test_split(prepared):
     folder = prepared / "imagenet2012" / "5.1.0"
     info = (folder / "dataset_info.json").read_text()
     start = info.index('    {\n      "filepathTemplate"', info.index('"name": "train"'))
@@ -83,7 +83,7 @@ def test_a_share_is_held_out_where_there_is_no_test_split(prepared):
     assert set(np.bincount(test.labels)) == {0, 1}
 
 
-def test_data_sets_that_are_not_prepared_are_named(prepared):
+def test_unprepared_data_sets_are_user_errors(prepared):
     for name, message in (
         ("imagenet2013", "To prepare it, run: python -m l2l_jax.data.prepare imagenet2013 --data_dir="),
         ("imagenet2012:5.0.0", "prepare imagenet2012:5.0.0"),
@@ -113,8 +113,8 @@ def test_versions_missing_files_and_other_formats(prepared):
         opened(prepared, "places365_small")
 
 
-def test_damaged_files_are_an_os_error_or_a_sentence(prepared):
-    """A shard with a hole in it, found while training, and while the labels are read."""
+def test_damaged_files_raise_os_error_or_user_error(prepared):
+    """A shard with a damaged record, detected in training and while reading labels."""
     folder = prepared / "imagenet2012" / "5.1.0"
     source = opened(prepared, "imagenet2012")
     shard = next(folder.glob("*-train.array_record*"))
@@ -127,8 +127,8 @@ def test_damaged_files_are_an_os_error_or_a_sentence(prepared):
         opened(prepared, "imagenet2012")
 
 
-def test_a_prepared_data_set_is_found_and_chosen_from_in_a_bucket(prepared, bucket):
-    """Its records are read by array_record itself, which no fake can stand in for."""
+def test_prepared_data_sets_in_a_bucket(prepared, bucket):
+    """Records are read by array_record itself, which cannot be faked."""
     labels = opened(prepared, "imagenet2012").labels
     for path in (prepared / "imagenet2012").rglob("*"):
         if path.is_file():
@@ -166,7 +166,7 @@ def test_damaged_descriptions_and_other_features_are_named(prepared, file, old, 
         opened(prepared, "places365_small")
 
 
-def test_numbers_may_be_labels(prepared):
+def test_numeric_labels(prepared):
     features = prepared / "places365_small" / "2.1.0" / "features.json"
     start = features.read_text().index('"label": {')
     text = features.read_text()
@@ -188,7 +188,7 @@ LABELS = np.random.default_rng(0).integers(0, 1000, 5000)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A data set's folder, and a cache folder of the test's own."""
+    """A data set's folder, and a temporary cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = tmp_path / "flowers" / "1.0.0"
     place.mkdir(parents=True)
@@ -197,7 +197,7 @@ def folder(tmp_path, monkeypatch):
     return epath.Path(place)
 
 
-def test_labels_are_read_once_and_kept_beside_the_data(folder):
+def test_labels_are_cached_next_to_the_data(folder):
     records = Records(LABELS)
     np.testing.assert_array_equal(load_labels(folder, "train", records), LABELS)
     assert records.read == 5000 and (folder / "labels-train.npz").exists()
@@ -207,7 +207,7 @@ def test_labels_are_read_once_and_kept_beside_the_data(folder):
     assert not [path.name for path in folder.iterdir() if "unfinished" in path.name]
 
 
-def test_labels_of_other_data_are_not_believed(folder):
+def test_cached_labels_of_other_data_are_ignored(folder):
     index, shard = folder / "labels-train.npz", folder / "flowers-train.array_record-00000-of-00001"
     load_labels(folder, "train", Records(LABELS))
     for change, count in (
@@ -223,7 +223,7 @@ def test_labels_of_other_data_are_not_believed(folder):
         assert records.read == len(records)
 
 
-def test_labels_of_read_only_data_are_kept_in_the_cache_folder(folder, tmp_path, monkeypatch):
+def test_labels_of_read_only_data_are_stored_in_the_cache_folder(folder, tmp_path, monkeypatch):
     opened = epath.Path(folder).open.__func__
     posix = type(folder)
 
@@ -240,7 +240,7 @@ def test_labels_of_read_only_data_are_kept_in_the_cache_folder(folder, tmp_path,
     assert len(list((tmp_path / "cache" / "l2l_jax").glob("flowers-*/labels-train.npz"))) == 1
 
 
-def test_labels_as_they_are_read():
+def test_collect_labels():
     np.testing.assert_array_equal(collect_labels(Records(LABELS), "labels", processes=2), LABELS)
     labels = collect_labels(Records([-1, 70_000]), "labels")
     assert labels.dtype == np.int32 and list(labels) == [-1, 70_000]

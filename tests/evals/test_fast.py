@@ -1,4 +1,4 @@
-"""FAST in two dimensions, by hand, and a model behind a filter."""
+"""FAST in two dimensions by hand, and a model with a filter."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ PLAIN = FilterConfig(augment=0, false_alarms="mean")
 
 
 def test_direction_threshold_and_decisions():
-    """The means are (3, 4) and (0, 0); the scores of the references 4.4, 5.6, 0.8, −0.8, their mean 2.5."""
+    """The means are (3, 4) and (0, 0); the reference scores are 4.4, 5.6, 0.8, −0.8, with mean 2.5."""
     found = fit(UNDESIRED, ACCEPTABLE, PLAIN)
     np.testing.assert_allclose(found.direction, [0.6, 0.8], rtol=1e-6)
     assert found.threshold == pytest.approx(2.5)
@@ -26,15 +26,15 @@ def test_direction_threshold_and_decisions():
 
 
 @pytest.mark.parametrize("rate, alarms", [(0.0, 0), (0.05, 0), (0.1, 1), (0.3, 3), (0.39, 3)])
-def test_a_threshold_at_a_rate_of_false_alarms(rate, alarms):
+def test_threshold_at_a_false_positive_rate(rate, alarms):
     validation = np.random.default_rng(0).permutation(10)[:, None] * np.array([[0.6, 0.8]])
     found = fit(UNDESIRED, ACCEPTABLE, FilterConfig(augment=0, false_alarms=rate), validation=validation)
     assert found.blocks(validation).sum() == alarms
     assert threshold_at(np.arange(10.0), rate) == 9 - alarms
 
 
-def test_the_normal_of_a_support_vector_machine():
-    """Two columns of points, one apart in x; the mean differs in y, the margin does not."""
+def test_direction_of_a_support_vector_machine():
+    """Two columns of points at a distance of 1 in x; the means differ in y, the margin does not."""
     undesired, acceptable = np.array([[1.0, 0.0], [1.0, 4.0]]), np.array([[0.0, 0.0], [0.0, 1.0]])
     found = fit(undesired, acceptable, FilterConfig(direction="svm", augment=0, false_alarms="mean"))
     assert found.direction[0] > 0.9
@@ -43,7 +43,7 @@ def test_the_normal_of_a_support_vector_machine():
     )
 
 
-def test_few_references_are_augmented_by_a_normal_distribution_of_each_feature():
+def test_few_references_are_augmented_with_normal_samples():
     found = fit(UNDESIRED, ACCEPTABLE, FilterConfig(augment=1000, false_alarms="mean"))
     rng = np.random.default_rng(0)
     drawn = [rng.normal(mean, std, (1000, 2)) for mean, std in (((3, 4), (2**0.5, 0)), ((0, 0), (0, 2**0.5)))]
@@ -54,8 +54,8 @@ def test_few_references_are_augmented_by_a_normal_distribution_of_each_feature()
     assert found.threshold == pytest.approx(scores.mean())
 
 
-def test_mined_references_score_below_half_the_least_undesired_one():
-    """Around the pool's mean, 0, the undesired ones score 3 and 5 along x: below 1.5 are four of the pool."""
+def test_mined_references_score_below_half_of_the_lowest_undesired_score():
+    """Relative to the pool's mean 0, undesired references score 3 and 5 along x; four are below 1.5."""
     undesired = np.array([[3.0, 1.0], [5.0, -1.0]])
     pool = np.array([[-9.0, 0.0], [1.4, 3.0], [1.6, 0.0], [0.0, 9.0], [-1.0, -12.0], [7.0, 0.0]])
     assert pool.sum() == 0
@@ -76,12 +76,12 @@ def test_mined_references_score_below_half_the_least_undesired_one():
         ((UNDESIRED, ACCEPTABLE, FilterConfig()), "needs validation images"),
     ],
 )
-def test_references_that_do_not_do(arguments, message):
+def test_invalid_references(arguments, message):
     with pytest.raises(UserError, match=message):
         fit(*arguments)
 
 
-def test_a_filter_on_disk(tmp_path):
+def test_save_and_load_filter(tmp_path):
     card = {"features": "encoder", "weights": "abc"}
     found = fit(UNDESIRED, ACCEPTABLE, PLAIN)._replace(card=card, network={"w_0": np.eye(2)})
     found.save(tmp_path / "filter.safetensors")
@@ -102,8 +102,8 @@ def inpainted(model, params, images=IMAGES):
     return np.asarray(jax.jit(lambda p, x: model.inpaint(p, x, MASK, jax.random.key(0)))(params, images))
 
 
-def test_a_guarded_model_shows_a_gray_mask_in_place_of_what_is_refused():
-    """Features of the model are its input averaged over places: how red, green and blue the image is."""
+def test_filtered_model_returns_a_gray_mask_for_rejected_images():
+    """The features of the model are its input averaged over positions: mean red, green and blue."""
     params = {"encoder": IMAGES[::-1]}
     shown = inpainted(MODEL, params)
     red = np.where(MASK[..., None], 0.5, IMAGES)[..., 0].mean(axis=(1, 2))
@@ -116,13 +116,13 @@ def test_a_guarded_model_shows_a_gray_mask_in_place_of_what_is_refused():
     assert 0 < (red > np.median(red)).sum() < 6
     np.testing.assert_array_equal(inpainted(model, params), shown)  # without a filter
     assert repr(model) == repr(MODEL)
-    other = np.where(MASK[..., None], 1, IMAGES)  # what is masked is not read
+    other = np.where(MASK[..., None], 1, IMAGES)  # masked pixels are not read
     again = inpainted(model, {**params, FILTER: found.part()}, other)
     np.testing.assert_array_equal(again[:, MASK], result[:, MASK])
 
 
-def test_a_guarded_model_may_read_its_reconstruction():
-    """A network that reports the mean byte of what is shown."""
+def test_filter_can_read_the_reconstruction():
+    """The feature network returns the mean byte of the image."""
     params, network = {"encoder": IMAGES}, jnp.float32(2)
     shown = inpainted(MODEL, params)
     mean = 2 * np.rint(shown * 255).mean(axis=(1, 2, 3))
@@ -137,7 +137,7 @@ def test_a_guarded_model_may_read_its_reconstruction():
     np.testing.assert_array_equal(refused, mean > np.sort(mean)[2] + 1e-3)
 
 
-def test_the_small_classifier_is_the_same_in_jax():
+def test_small_classifier_in_jax():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 66, 66, 3), np.uint8), np.arange(40) % 2
     network = SmallClassifier(images, labels)

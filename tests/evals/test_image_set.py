@@ -1,4 +1,4 @@
-"""Test images block by block, and what happens to those that cannot be decoded."""
+"""Test images in blocks, and handling of images that cannot be decoded."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def image_set(count, broken=(), labels=None):
     return ImageSet(setup, source, "retain test", TransformConfig())
 
 
-def test_blocks_hold_every_good_image_in_its_place():
+def test_blocks_have_every_good_image_in_order():
     images = image_set(40, broken=[1, 33])
     blocks = list(images.blocks(32))
     assert [(block.number, block.size) for block in blocks] == [(0, 32), (1, 8)]
@@ -30,7 +30,7 @@ def test_blocks_hold_every_good_image_in_its_place():
     assert list(blocks[0].skipped) == ["image 1"]
 
 
-def test_a_share_of_the_blocks():
+def test_subset_of_the_blocks():
     whole = list(image_set(10).blocks(2))
     shares = [list(image_set(10).blocks(2, slice(process, None, 3))) for process in range(3)]
     assert [[block.number for block in share] for share in shares] == [[0, 3], [1, 4], [2]]
@@ -38,7 +38,7 @@ def test_a_share_of_the_blocks():
     assert list(image_set(2).blocks(2, slice(1, None, 2))) == []
 
 
-def test_a_digest_tells_images_labels_and_places_apart():
+def test_digest_depends_on_images_labels_and_order():
     digests = {
         next(image_set(count, broken, labels).blocks(4)).digest
         for count, broken, labels in [(4, [], None), (4, [1], None), (4, [], [0, 0, 0, 1]), (3, [], None)]
@@ -46,10 +46,10 @@ def test_a_digest_tells_images_labels_and_places_apart():
     assert len(digests) == 4
 
 
-def test_the_picture_shows_the_first_good_images_of_each_class():
+def test_image_grid_has_the_first_good_images_of_each_class():
     images = image_set(9, broken=[0, 4], labels=[0, 1, 2] * 3)
     shown = images.first_of_each_class(2)
-    np.testing.assert_array_equal(shown.indices, [3, 6, 1, 7, 2, 5])  # 0 and 4 are passed over
+    np.testing.assert_array_equal(shown.indices, [3, 6, 1, 7, 2, 5])  # 0 and 4 are skipped
     np.testing.assert_array_equal(shown.labels, [0, 0, 1, 1, 2, 2])
     many = image_set(40, labels=range(40)).first_of_each_class(1)
     assert len(many.labels) == SHOWN_CLASSES and (many.labels[0], many.labels[-1]) == (0, 39)

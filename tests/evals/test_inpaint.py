@@ -1,4 +1,4 @@
-"""The batched runner and inpainting: results do not depend on batches, sets keep their own draws."""
+"""Batched inpainting: results do not depend on batches, and random numbers depend on the set."""
 
 import functools
 
@@ -20,7 +20,7 @@ PARAMS = params_of(SMALL_MAE)
 
 
 class Noise(MAE):
-    """Fills the mask with noise of the key and a parameter, so that keys can be seen."""
+    """A model that fills the mask with noise of the key and a parameter, to expose the keys."""
 
     def inpaint(self, params, images, mask, rng):
         noise = jax.random.uniform(rng, images.shape) * params["scale"]
@@ -32,7 +32,7 @@ def chosen(images, places):
 
 
 @pytest.mark.parametrize("batch_size, threads", [(1, 1), (3, 3), (8, 1), (16, 3)])
-def test_any_number_of_rows_in_batches_of_one_shape(batch_size, threads):
+def test_rows_are_padded_to_batches_of_one_shape(batch_size, threads):
     traced = []
 
     def compute(params, rows):
@@ -65,12 +65,12 @@ def test_reconstructions_do_not_depend_on_the_batches(name, one_device):
     np.testing.assert_array_equal(expected[~masks], images[~masks])
     assert (expected[masks] != images[masks]).any()
     same_masks = (whole.masks("forget", np.arange(10)) == masks).all()
-    assert same_masks == (name == "centre_8")  # random ones differ between sets
+    assert same_masks == (name == "centre_8")  # random masks differ between sets
     gray = whole.masked(chosen(images, range(10)), "retain")
     assert (gray[masks] == 0.5).all() and (gray[~masks] == images[~masks]).all()
 
 
-def test_random_patches_are_inpainted_from_the_visible_ones():
+def test_random_patches_are_inpainted_from_visible_patches():
     images = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
     visible = jnp.array([[5, 6, 9, 10]])
     inpaint = jax.jit(lambda images: SMALL_MAE.inpaint_from_patches(PARAMS, images, visible))
@@ -81,7 +81,7 @@ def test_random_patches_are_inpainted_from_the_visible_ones():
     np.testing.assert_array_equal(inpainted[0, 4:8, 4:12], images[0, 4:8, 4:12])  # patches 5 and 6
 
 
-def test_draws_belong_to_the_image_and_its_set(one_device):
+def test_randomness_depends_on_the_image_and_its_set(one_device):
     model, (task,) = Noise(image_size=16, patch_size=4), parse_tasks(["centre_8"])
 
     inpainter_of = functools.cache(lambda seed: Inpainter(model, task, batch_size=4, seed=seed))

@@ -1,4 +1,4 @@
-"""Intervals against the normal approximation and known coverage."""
+"""Confidence intervals compared with the normal approximation and known coverage."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from l2l_jax.evals.intervals import bootstrap, mean_interval, standard_interval
 
 
-def test_an_accuracy_has_the_binomial_standard_error():
+def test_accuracy_has_the_binomial_standard_error():
     right = np.arange(400) < 300
     interval = mean_interval(right)
     reach = 1.96 * math.sqrt(0.75 * 0.25 / 400)
@@ -16,14 +16,14 @@ def test_an_accuracy_has_the_binomial_standard_error():
     assert 0.75 in interval and 0.9 not in interval
 
 
-def test_intervals_hold_the_truth_in_95_of_100_cases():
+def test_intervals_have_95_percent_coverage():
     rng = np.random.default_rng(0)
     hits = sum(0.0 in mean_interval(rng.normal(size=60), seed=i) for i in range(200))
     assert 180 <= hits <= 199  # 190 expected, standard deviation 3
 
 
-def test_what_was_measured_on_the_same_images_is_resampled_together():
-    """The difference of two figures of one set is sure, however widely each of them spreads."""
+def test_metrics_of_the_same_images_are_resampled_together():
+    """The difference of two metrics of one set can be certain even if both have wide intervals."""
     first = np.random.default_rng(0).normal(size=50)
     second = first + 1.0
     paired = bootstrap(lambda i: second[i].mean(-1) - first[i].mean(-1), 50)
@@ -33,7 +33,7 @@ def test_what_was_measured_on_the_same_images_is_resampled_together():
     assert independent.high - independent.low == pytest.approx(2 * reach, rel=0.12)
 
 
-def test_resamples_without_a_value_are_left_out_and_one_image_says_nothing():
+def test_resamples_without_a_value_are_excluded():
     values = np.array([1.0, 1.0, np.nan, 1.0])
     interval = bootstrap(lambda i: values[i].mean(-1), 4)
     assert math.isnan(interval.value) and interval[1:] == (1.0, 1.0)
@@ -42,7 +42,7 @@ def test_resamples_without_a_value_are_left_out_and_one_image_says_nothing():
         bootstrap(lambda i: i.mean(-1), 0)
 
 
-def test_the_standard_interval_of_a_mean_is_the_normal_one():
+def test_standard_interval_of_a_mean_is_normal():
     values = np.random.default_rng(0).normal(5, 2, size=300)
     interval = standard_interval(lambda i: values[i].mean(), 300, resamples=1000)
     reach = 1.96 * values.std() / math.sqrt(300)

@@ -1,4 +1,4 @@
-"""Metrics of single images, by hand and against scikit-image."""
+"""Metrics of single images, compared with scikit-image and by hand."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from l2l_jax.data.transforms import in_range
 from l2l_jax.evals.metrics import masked_mse, psnr, ssim, to_uint8
 
 
-def test_mse_counts_the_mask_only_that_of_each_image():
+def test_mse_covers_only_the_mask_of_each_image():
     originals = np.zeros((2, 4, 4, 3), np.float32)
     restored = np.full_like(originals, 9)
     mask = np.zeros((4, 4), bool)
@@ -26,14 +26,14 @@ def test_mse_counts_the_mask_only_that_of_each_image():
     np.testing.assert_allclose(masked_mse(np.zeros_like(restored), restored, masks), [1, 2])
 
 
-def test_ssim_is_that_of_scikit_image():
+def test_ssim_matches_scikit_image():
     rng = np.random.default_rng(0)
     smooth = ndimage.gaussian_filter(rng.normal(size=(3, 24, 32, 3)), (0, 3, 3, 0)) * 8
     other = smooth + rng.normal(size=smooth.shape) * np.array([0.05, 0.3, 1]).reshape(3, 1, 1, 1)
     options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)
     expected = [structural_similarity(*p, data_range=2.0, **options) for p in zip(smooth, other, strict=True)]
     assert expected[0] > 0.7 and expected[2] < 0.3
-    # scikit-image takes its range as it stands; ours begins at the least value.
+    # scikit-image uses values unchanged; our range begins at the minimum.
     shifted = [np.float32(x) for x in (smooth, other)]
     found = ssim(*shifted, (0.0, 2.0))
     np.testing.assert_allclose(found, expected, atol=2e-5)

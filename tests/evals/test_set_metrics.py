@@ -1,4 +1,4 @@
-"""Metrics of sets where they are known beforehand."""
+"""Metrics of sets with known values."""
 
 from types import SimpleNamespace
 
@@ -54,7 +54,7 @@ def tests():
     return digits("test")
 
 
-def test_the_masked_region_is_read_as_by_scikit_learn(tests):
+def test_classifier_of_masked_regions_matches_scikit_learn(tests):
     train, test = digits("train"), to_uint8(tests.images, RANGE)
     pixels = to_uint8(train.images, RANGE)
     read = MaskedClassifier(pixels, train.labels, MASK)(test)["classes"]
@@ -112,8 +112,8 @@ def test_metrics_of_classes_average_to_those_of_the_set(observe, tests):
     assert balanced_accuracy(np.array([1, 1, 0, 1]), np.array([7, 7, 7, 2])) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_accuracy_reads_the_masked_region_alone(observe, tests):
-    """Masked regions of one class among the visible pixels of others: the classes of the former are read."""
+def test_accuracy_uses_only_the_masked_region(observe, tests):
+    """Masked regions of one class with visible pixels of others: the masked region determines the class."""
     shuffled = np.random.default_rng(0).permutation(len(tests.images))
     swapped = tests.images.copy()
     swapped[:, MASK] = tests.images[shuffled][:, MASK]
@@ -122,7 +122,7 @@ def test_accuracy_reads_the_masked_region_alone(observe, tests):
     assert (classes == tests.labels[shuffled]).mean() > 0.93
 
 
-def test_noise_is_far_and_perfect_is_near(observe, tests):
+def test_noise_is_worse_than_perfect_reconstructions(observe, tests):
     noisy = tests.images.copy()
     noisy[:, MASK] = np.random.default_rng(0).random(noisy[:, MASK].shape)
     slightly = np.clip(tests.images + 0.02, 0, 1)
@@ -131,8 +131,8 @@ def test_noise_is_far_and_perfect_is_near(observe, tests):
     assert far["accuracy"] < 0.4 < near["accuracy"] and far["ssim"] < 0.7 < near["ssim"]
 
 
-def test_networks_give_the_metrics_that_are_named_after_them():
-    """Features and probabilities from a generator: each metric against its definition, by hand."""
+def test_metrics_of_feature_networks():
+    """Random features and probabilities: each metric compared with its definition."""
     rng = np.random.default_rng(0)
     original, inpainted = rng.normal(size=(2, 40, 3)) + [[[0, 0, 0]], [[1, 2, 2]]]
     observed = {"inception/features": inpainted, "inception/probabilities": np.eye(4)[np.arange(40) % 4]}
@@ -146,7 +146,7 @@ def test_networks_give_the_metrics_that_are_named_after_them():
         "scene_score",
         "clip_cosine",
     }
-    assert 6 < result.metrics["fid"] < 13  # the means are 3 apart, the covariances alike: 9 and chance
+    assert 6 < result.metrics["fid"] < 13  # means at distance 3, equal covariances: 9 plus noise
     assert result.intervals["fid"][0] < result.metrics["fid"] < result.intervals["fid"][1]
     assert result.metrics["inception_score"] == pytest.approx(4)
     assert result.metrics["scene_score"] == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""FID, KID and Inception Score against clean-fid, pytorch-fid and the release (`fid_stats`), and by hand."""
+"""FID, KID and Inception Score compared with clean-fid, pytorch-fid, the release (`fid_stats`), by hand."""
 
 import tracemalloc
 
@@ -25,7 +25,7 @@ def test_mean_and_covariance(monkeypatch, block):
     mean, covariance = mean_and_covariance(FIRST)
     np.testing.assert_allclose(mean, CASE["mu1"], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(covariance, CASE["sigma1"], rtol=1e-11, atol=1e-14)
-    far = mean_and_covariance(FIRST.astype(np.float64) + 1e6)[1]  # no digits are lost to the mean
+    far = mean_and_covariance(FIRST.astype(np.float64) + 1e6)[1]  # no precision is lost to the mean
     np.testing.assert_allclose(far, CASE["sigma1"], rtol=1e-8, atol=1e-9)
 
 
@@ -33,7 +33,7 @@ def test_frechet_distance():
     np.testing.assert_allclose(frechet_distance(FIRST, SECOND), CASE["fid64"], rtol=1e-9)
     np.testing.assert_allclose(frechet_distance(FIRST, SECOND), CASE["fid_pytorch_fid"], rtol=1e-6)
     assert abs(frechet_distance(FIRST, FIRST)) < 1e-9
-    # The original takes the square root of a singular product by Schur decomposition, good to about 1e-6.
+    # The original computes the square root of a singular product by Schur decomposition, accurate to 1e-6.
     few = frechet_distance(FIRST[:10], SECOND[:12])
     np.testing.assert_allclose(few, CASE["fid_rank_deficient"], rtol=1e-5)
     # Without variance in the first set: ‖μ₁ − μ₂‖² + tr Σ₂.
@@ -52,11 +52,11 @@ def test_memory_of_the_frechet_distance():
     assert peak < 150e6 / 4
 
 
-def test_kernel_distance_of_whole_sets_and_of_the_references_subsets(monkeypatch):
+def test_kernel_distance_of_complete_sets_and_reference_subsets(monkeypatch):
     mean, spread = kernel_distance(FIRST, SECOND)
     np.testing.assert_allclose(mean, CASE["kid64"], rtol=1e-9)
     np.testing.assert_allclose(mean, CASE["kid"], rtol=1e-6)
-    assert spread < 1e-9  # every subset is the whole set
+    assert spread < 1e-9  # every subset is the complete set
     monkeypatch.setattr(statistics, "BLOCK", 7)
     other, own = CASE["kid_sub_idx"][:, 0], CASE["kid_sub_idx"][:, 1]
     values = squared_discrepancies(FIRST, SECOND, own, other)
@@ -68,7 +68,7 @@ def test_kernel_distance_draws_without_replacement_and_by_seed():
     assert kernel_distance(*sets, **few) == kernel_distance(*sets, **few)
     assert kernel_distance(*sets, **few) != kernel_distance(*sets, **few, seed=1)
     assert kernel_distance(*sets, **few)[1] > 0.1
-    # Subsets as large as the smaller set: it is always taken whole.
+    # Subsets as large as the smaller set, which is always used completely
     assert kernel_distance(SECOND[:30], SECOND[:30], subsets=3)[1] < 1e-9
 
 
@@ -83,6 +83,6 @@ FEW = [(f, [shape, (5, 4)]) for f in (frechet_distance, kernel_distance) for sha
 
 
 @pytest.mark.parametrize(("function", "shapes"), [*FEW, (inception_score, [(5, 2)])])
-def test_too_few_images_or_different_features_are_refused(function, shapes):
+def test_too_few_images_or_different_features_are_rejected(function, shapes):
     with pytest.raises(ValueError):
         function(*map(np.zeros, shapes))

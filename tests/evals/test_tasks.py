@@ -1,4 +1,4 @@
-"""What the tasks hide, counted by hand."""
+"""Masks of the tasks, with pixels counted by hand."""
 
 import re
 
@@ -24,13 +24,13 @@ HIDDEN |= {("centre_8", size): (size // 2) ** 2 for size in (224, 256)} | {("bor
 
 
 @pytest.mark.parametrize(("name", "size"), HIDDEN)
-def test_how_much_is_hidden(name, size):
+def test_number_of_hidden_pixels(name, size):
     missing = HIDDEN[name, size]
     mask = task(name).mask(size)
     assert mask.shape == (size, size) and mask.sum() == missing and task(name).name == name
 
 
-def test_the_groups():
+def test_task_groups():
     assert [t.name for t in parse_tasks(["paper"])] == ["centre_8", "centre_4"]
     assert [t.title for t in parse_tasks(["border_1", "outpainting"])] == [
         f"border {width}/32" for width in range(1, 14)
@@ -38,7 +38,7 @@ def test_the_groups():
     assert {name for group in GROUPS.values() for name in group} >= {"left_8", "right_8", "top_8", "bottom_8"}
 
 
-def test_random_patches_are_as_many_as_asked_and_belong_to_the_image():
+def test_random_patches_have_the_specified_number_and_depend_on_the_image():
     visible = task("random_75").visible_patches(16, [(0, 1), (0, 2), (0, 1)])
     assert visible.shape == (3, 4) and (np.diff(visible, axis=1) > 0).all()
     np.testing.assert_array_equal(visible[0], visible[2])
@@ -47,7 +47,7 @@ def test_random_patches_are_as_many_as_asked_and_belong_to_the_image():
     assert masks.shape == (3, 8, 8) and (masks.sum(axis=(1, 2)) == 12 * 4).all()
     row, column = divmod(visible[0, 0], 4)
     assert not masks[0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].any()
-    # Each patch of many images is hidden about three times in four: 400 draws, standard deviation 0.022.
+    # Each patch is hidden in about three of four images: 400 samples, standard deviation 0.022.
     often = patch_masks(task("random_75").visible_patches(16, ((i,) for i in range(400))), 4, 4).mean(axis=0)
     assert np.abs(often - 0.75).max() < 0.1
 
@@ -61,7 +61,7 @@ def test_random_patches_are_as_many_as_asked_and_belong_to_the_image():
         ((), "tasks names none"),
     ],
 )
-def test_unknown_tasks_are_refused(tasks, message):
+def test_unknown_tasks_are_rejected(tasks, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         EvaluationConfig(tasks=tasks.split(",") if isinstance(tasks, str) else tasks)
 
@@ -75,7 +75,7 @@ def test_unknown_tasks_are_refused(tasks, message):
         ("random_1", SMALL, "hides 0 of 16 patches"),
     ],
 )
-def test_tasks_that_a_model_cannot_be_given_are_refused(name, model, message):
+def test_tasks_unsupported_by_the_model_are_rejected(name, model, message):
     with pytest.raises(ValueError, match=message):
         EvaluationConfig(tasks=(name,)).check(model)
     EvaluationConfig(tasks=("centre_8", "left_4")).check(model)

@@ -1,4 +1,4 @@
-"""A filter from the command line: fitted, measured, attacked and applied."""
+"""Filters on the command line: fitting, evaluation, attacks and application."""
 
 import csv
 import dataclasses
@@ -51,7 +51,7 @@ def call(run_here, *arguments):
 
 
 @pytest.mark.slow
-def test_a_filter_of_an_encoder_is_fitted_and_applied(run_here, one_device, tmp_path, place):
+def test_fit_and_apply_encoder_filter(run_here, one_device, tmp_path, place):
     work, path = f"--workdir={tmp_path / 'run'}", tmp_path / "filter.safetensors"
     output = call(run_here, "fit", *CONFIG, "--config.evaluate.features=none", work, f"--output={path}")
     assert "A filter is not unlearning" in output
@@ -110,7 +110,7 @@ def test_a_filter_of_an_encoder_is_fitted_and_applied(run_here, one_device, tmp_
 
 
 @pytest.mark.slow
-def test_a_filter_of_a_black_box_reads_reconstructions_and_folders(run_here, one_device, tmp_path, place):
+def test_black_box_filter_with_reconstructions_and_folders(run_here, one_device, tmp_path, place):
     path, folders = tmp_path / "filter.safetensors", {}
     for name, digits in (("undesired", "56789"), ("acceptable", "01234")):
         folders[name] = tmp_path / name
@@ -129,8 +129,8 @@ def test_a_filter_of_a_black_box_reads_reconstructions_and_folders(run_here, one
 
 
 @pytest.mark.slow
-def test_attacks_on_inputs_see_the_model_behind_its_filter(one_device, tmp_path):
-    """A model that remembers other images; the brighter half is refused, which is a gray mask then."""
+def test_input_attacks_use_the_filtered_model(one_device, tmp_path):
+    """A model that remembers other images; the brighter half is rejected, which gives a gray mask."""
     config = dataclasses.replace(memory_config(retrained=()), model=Memory(), seed=0)
     evaluation = Evaluation(config, tmp_path / "evaluation")
     params, tests = remembering(evaluation.train, range(200)), evaluation.tests["forget"]
@@ -146,15 +146,15 @@ def test_attacks_on_inputs_see_the_model_behind_its_filter(one_device, tmp_path)
     expected = np.where(brightness > np.median(brightness), gray, shown)
     assert figures[UNATTACKED][0] == pytest.approx(expected.mean(), rel=1e-3)
     assert {"view_noise", "view_gradient"} <= figures.keys()
-    assert figures["view_gradient"][0] < figures[UNATTACKED][0]  # a darker image passes
+    assert figures["view_gradient"][0] < figures[UNATTACKED][0]  # a darker image is accepted
 
 
-def test_recall_precision_and_false_alarms_by_hand():
-    """Three of four caught, one of eight alarmed: of equally frequent sets, 6/7 of the refused are right."""
+def test_recall_precision_and_false_positives_by_hand():
+    """Three of four detected, one of eight false positives: with balanced sets, precision is 6/7."""
     scores = {"forget": np.array([0.0, 2, 3, 4]), "retain": np.array([0.5, 0, 0, 0, 0, 0, 0, 9])}
     found = detection(scores, 1.0)
     assert found["recall"][0] == 0.75 and found["false_alarms"][0] == 0.125
     assert found["precision"][0] == pytest.approx(6 / 7)
-    # Of the 32 pairs, 0 is above none and ties with six; 2, 3 and 4 are above seven each.
+    # Of the 32 pairs, 0 exceeds none and ties with six; 2, 3 and 4 exceed seven each.
     assert found["auc"][0] == pytest.approx((3 + 3 * 7) / 32)
     assert all(low <= value <= high for value, low, high in found.values())

@@ -1,4 +1,4 @@
-"""Images that a model makes, with a model whose restorations are known."""
+"""Generated images, with a model whose reconstructions are known."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ SIZE, COUNT = 4, 20
 
 
 class Mirror:
-    """Restores what is missing as `gain` times the mirror image of what is there."""
+    """A model that reconstructs missing pixels as `gain` times the mirrored visible pixels."""
 
     inpaints_from_patches = False
 
@@ -29,7 +29,7 @@ MODEL, PARAMS = Mirror(), {"encoder": np.float32(0.5).reshape(1, 1, 1, 1)}
 
 
 class Source:
-    """Random images; some cannot be read, and one is not given because the power fails."""
+    """A source of random images; some cannot be read, and one raises an error like a power failure."""
 
     class_names, labels = ("only",), np.zeros(COUNT, int)
 
@@ -56,15 +56,15 @@ def made(folder, source, params=PARAMS):
 
 
 def by_hand(index):
-    """Right half from the left, then left half from the right: 0.5 · mirror, 0.25 · itself; in [−1, 1]."""
+    """Inpaint the right half, then the left half: 0.5 · mirror, 0.25 · itself; in [−1, 1]."""
     left = 2.0 * np.random.default_rng(index).random((SIZE, SIZE, 3), np.float32)[:, : SIZE // 2] - 1
     image = np.concatenate([0.25 * left, 0.5 * left[:, ::-1]], axis=1)
     return (image + 1) / 2
 
 
 @pytest.mark.parametrize("bad", [(), (3, 17)])
-def test_both_halves_are_the_models_own(bad, tmp_path):
-    """Starts that cannot be decoded are left out."""
+def test_both_halves_are_generated(bad, tmp_path):
+    """Starting images that cannot be decoded are skipped."""
     source = made(tmp_path / "generated", Source(bad))
     good = [index for index in range(COUNT) if index not in bad]
     assert len(source) == len(good)
@@ -73,7 +73,7 @@ def test_both_halves_are_the_models_own(bad, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["generated"]
 
 
-def test_what_lies_there_is_not_made_again(tmp_path):
+def test_existing_images_are_reused(tmp_path):
     made(tmp_path / "generated", Source())
     again = Source()
     assert len(made(tmp_path / "generated", again)) == COUNT and again.read == []
@@ -83,15 +83,15 @@ def test_what_lies_there_is_not_made_again(tmp_path):
 
 
 def cut_off(folder, index, params=PARAMS):
-    """The stored blocks of 8 images, and when they were written, after the power failed at an image."""
+    """Return the stored blocks of 8 images, and their modification times, after a failure at an image."""
     with pytest.raises(KeyboardInterrupt):
         made(folder, Source(cut=index), params)
     blocks = folder.with_name(f"{folder.name}.blocks").glob("*.npz")
     return {path.stem: path.stat().st_mtime_ns for path in blocks}
 
 
-def test_interrupted_work_resumes(tmp_path):
-    """Only what is missing is made, unless other weights began it, and the images are the same."""
+def test_interrupted_generation_resumes(tmp_path):
+    """Only missing images are generated, unless the weights differ; the images are the same."""
     whole, folder = made(tmp_path / "whole", Source()), tmp_path / "cut"
     other = cut_off(folder, 17, {"encoder": PARAMS["encoder"] * 2})
     first, second = cut_off(folder, 10), cut_off(folder, 17)

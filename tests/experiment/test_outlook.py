@@ -1,4 +1,4 @@
-"""What a run says and refuses before it starts."""
+"""Announcements and checks before a run starts."""
 
 import logging
 
@@ -23,7 +23,7 @@ def announced(folder, **fields):
     return outlook
 
 
-def test_phases_in_order_with_their_lengths(tmp_path, caplog):
+def test_phases_are_announced_with_their_lengths(tmp_path, caplog):
     fields = {"pretrain.model.steps": 1000, "unlearn.method": "epsilon", "audit.attacks": "linear_probe"}
     caplog.set_level(logging.INFO, logger="l2l_jax")
     announced(tmp_path, **fields, **{"unlearn.steps": 300, "unlearn.batch_size": 32})
@@ -44,7 +44,7 @@ def test_phases_in_order_with_their_lengths(tmp_path, caplog):
     assert "audit: 1 attack on each of 2 models" in caplog.text
 
 
-def test_what_would_fail_later_fails_now_and_missing_weights_are_announced(tmp_path, caplog, monkeypatch):
+def test_early_errors_and_announcement_of_missing_weights(tmp_path, caplog, monkeypatch):
     with pytest.raises(UserError, match="shots"):
         announced(tmp_path / "shots", **{"audit.relearning": {"shots": (100_000,)}})
     with pytest.raises(UserError, match="config.evaluate.inception=nowhere does not exist"):
@@ -54,7 +54,7 @@ def test_what_would_fail_later_fails_now_and_missing_weights_are_announced(tmp_p
     assert "Metrics of inception and clip will be missing" in caplog.text
 
 
-def test_durations_follow_from_the_images_of_each_phase(tmp_path):
+def test_duration_estimates_use_the_images_of_each_phase(tmp_path):
     raw_config = {"pretrain.model.steps": 1000, "audit.attacks": "retain_tuning", "unlearn.steps": 300}
     attack = {"audit.retain_tuning": {"steps": 10, "batch_size": 4}}
     outlook = announced(tmp_path, **raw_config, **attack, **{"unlearn.batch_size": 32})

@@ -1,4 +1,4 @@
-"""Class prototypes, and images between them."""
+"""Class prototypes, and interpolations between them."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ def stored(path):
         return file["images"], file["labels"]
 
 
-def test_prototypes_are_means_of_clusters_of_a_class(tmp_path):
+def test_prototypes_are_cluster_means_of_a_class(tmp_path):
     path = tmp_path / "of" / "prototypes.npz"
     train = open_digits("train", 16)
     sets = training_sets(config(path), train)
     images, labels = stored(path)
     assert images.dtype == np.uint8 and images.shape == (10 * PER_CLASS, 16, 16, 3)
     np.testing.assert_array_equal(np.unique(labels, return_counts=True)[1], PER_CLASS)
-    for digit in "05":  # every prototype is the mean of the images that are nearest to it
+    for digit in "05":  # every prototype is the mean of its nearest images
         own = np.stack([train[int(i)]["image"] for i in np.flatnonzero(train.labels == int(digit))])
         own, means = own.reshape(len(own), -1), images[labels == digit].reshape(PER_CLASS, -1) / 255
         nearest = np.square(own[:, None] - means[None]).sum(-1).argmin(1)
@@ -38,12 +38,12 @@ def test_prototypes_are_means_of_clusters_of_a_class(tmp_path):
     assert sets.retain.class_names == list("01234") and len(sets.retain) == len(sets.forget)
 
 
-def test_the_file_alone_is_read_afterwards(tmp_path):
+def test_stored_prototypes_are_reused(tmp_path):
     path = tmp_path / "prototypes.npz"
     training_sets(config(path, train_per_class=3), open_digits("train", 16))
     before = path.stat().st_mtime_ns
     images, labels = stored(path)
-    assert len(labels) == 30  # of three images, three prototypes: the images
+    assert len(labels) == 30  # with three images, the three prototypes are the images
     sets = training_sets(config(path), open_digits("train", 16))
     assert path.stat().st_mtime_ns == before
     ones = images[labels == "1"].reshape(3, -1) / 255
@@ -56,7 +56,7 @@ def test_the_file_alone_is_read_afterwards(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), (["0"], "no prototype of .*'1'")])
-def test_files_that_do_not_do(content, message, tmp_path):
+def test_invalid_prototype_files(content, message, tmp_path):
     path = tmp_path / "prototypes.npz"
     if content is None:
         path.write_text("no archive")
@@ -66,6 +66,6 @@ def test_files_that_do_not_do(content, message, tmp_path):
         PrototypeImages(str(path), ["0", "1"], 4, 0)
 
 
-def test_prototypes_are_for_generated_images():
+def test_prototypes_require_generated_images():
     with pytest.raises(UserError, match="set retain_images=generated"):
         config("prototypes.npz", retain_images="real")

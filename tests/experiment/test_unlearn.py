@@ -1,4 +1,4 @@
-"""Unlearning: phases, retain budgets, lines of requests, and what is left in a workdir."""
+"""Unlearning: phases, retain budgets, sequences of requests, and files in the workdir."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def unlearning_of(**fields):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Phases that were to be trained, in order; each logs a forget loss that falls by 1 a step."""
+    """Record the trained phases in order; each logs a forget loss that decreases by 1 per step."""
     runs = []
 
     def train(phase, name, sets, params, folder, devices, **run):
@@ -53,7 +53,7 @@ def trained(monkeypatch):
     return runs
 
 
-def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
+def test_phases_determine_the_range_of_epsilon(trained, tmp_path):
     """40 steps: the last tenth are the steps 37 to 40, whose mean is 38.5."""
     fields = unlearning_of(method="epsilon", epsilon={"epsilon_ratio": 0.25}, steps=40, warmup_steps=2)
     config = digits_config(fields)
@@ -84,14 +84,14 @@ def started_from(model, **unlearn):
 
 
 def unlearned_from(model, folder, **unlearn):
-    """The folder of a model that is said to be unlearned from another one."""
+    """Return the folder of a model whose metadata says that it was unlearned from another one."""
     config = started_from(model, **unlearn)
     folders = Workdir(folder, config)
     unlearned_params(config, folders, original_params(config, folders, None), SETS)
     return folders.unlearned
 
 
-def test_every_model_of_a_line_names_the_first(first, trained, tmp_path):
+def test_every_model_of_a_sequence_names_the_first(first, trained, tmp_path):
     one = unlearned_from(first[0], tmp_path / "1")
     two = unlearned_from(one, tmp_path / "2")
     assert [first_of_line(model) for model in (first[0], one, two)] == [str(first[0])] * 3
@@ -100,7 +100,7 @@ def test_every_model_of_a_line_names_the_first(first, trained, tmp_path):
 
     found = budget_reference(started_from(two), two, first_of_line(two))
     jax.tree.map(np.testing.assert_array_equal, found["encoder"], first[1]["encoder"])
-    # The first one itself is relative to what is unlearned: to itself.
+    # The reference of the first model is the unlearned model: itself.
     assert budget_reference(started_from(first[0]), first[0], str(first[0])) is None
     assert budget_reference(digits_config(), "digits_mae", "digits_mae") is None
 
@@ -112,8 +112,8 @@ def test_every_model_of_a_line_names_the_first(first, trained, tmp_path):
     assert budget_reference(config, two, first_of_line(two)) is not None
 
 
-def test_a_later_request_imitates_the_first_model(first, trained, tmp_path, monkeypatch):
-    """A request does not start to pay from the cost of the one before."""
+def test_later_requests_imitate_the_first_model(first, trained, tmp_path, monkeypatch):
+    """The cost of a request is relative to the first model, not to the previous request."""
     one = unlearned_from(first[0], tmp_path / "1")
     newer = jax.tree.map(lambda x: x + 1, first[1])
     save_model(one, newer, read_card(one))
@@ -122,13 +122,13 @@ def test_a_later_request_imitates_the_first_model(first, trained, tmp_path, monk
     for number, (model, method) in enumerate([(first[0], "encoder"), (one, "encoder"), (one, "epsilon")]):
         unlearned_from(model, tmp_path / f"request_{number}", method=method, retain_budget=1.1)
     teachers = [run["teacher"] for *_, run in trained]
-    assert teachers[0] is None  # the model that is unlearned
+    assert teachers[0] is None  # the unlearned model itself
     assert len(teachers) == 2 + 3  # epsilon has two phases before its own run
     for teacher in teachers[1:]:
         jax.tree.map(np.testing.assert_array_equal, teacher, first[1])
 
 
-def test_validation_images_are_spread_over_the_set():
+def test_validation_images_are_evenly_spaced():
     config = digits_config()
     source = validation_sets(config.data, open_source(config.data, "validation", 16)).retain
     images = validation_images(config, 10)
@@ -140,8 +140,8 @@ def test_validation_images_are_spread_over_the_set():
 
 
 @pytest.mark.slow
-def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
-    """It changes kernels of the encoder alone, and the card's ratio is that of the models on disk."""
+def test_adapter_with_a_budget_and_without_retain_images(one_device, tmp_path):
+    """It changes only kernels of the encoder, and the ratio in the metadata matches the stored models."""
     fields = unlearning_of(adapter="lora", adapter_rank=2, steps=3, batch_size=8, warmup_steps=1)
     fields |= unlearning_of(retain_budget=1.3, budget_every=1)
     fields |= {"data.retain_images": "generated", "data.generated_count": 10, "evaluate.batch_size": 8}
@@ -156,19 +156,19 @@ def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
     for same in (
         load_params(folders.unlearned, original),
         with_adapter(folders.unlearned / FILE, original, "mae", config.model),
-        unlearned_params(config, folders, original, sets),  # taken from the workdir
+        unlearned_params(config, folders, original, sets),  # loaded from the workdir
     ):
         jax.tree.map(np.testing.assert_array_equal, same, unlearned)
     before, after = (flatten_dict(params, sep="/") for params in (original, unlearned))
     changed = {name for name in before if np.any(before[name] != after[name])}
     kernels = {name for name in before if name.startswith("encoder") and name.endswith("kernel")}
-    assert changed == kernels and len(kernels) == 1 + 4  # of the patches and of a block
+    assert changed == kernels and len(kernels) == 1 + 4  # patch embedding and one block
 
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))
     for split, images in validation._asdict().items():
         old, new = (masked_errors(config, params, images) for params in (original, unlearned))
-        assert facts["images"][split] == len(old) < 200  # all there are
+        assert facts["images"][split] == len(old) < 200  # all available images
         assert facts[split]["value"] == pytest.approx(new.mean() / old.mean(), rel=1e-3)
         assert facts[split]["low"] < facts[split]["value"] < facts[split]["high"]
     assert facts["met"] == (facts["retain"]["value"] <= 1.3) and facts["step"] in (1, 2, 3)
@@ -176,8 +176,8 @@ def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["mage", soak("latent_diffusion")])
-def test_an_adapter_is_learned_on_cached_codes(family, one_device, tmp_path):
-    """In every run train/test_token_cache.py has a cache of latents."""
+def test_adapter_trains_on_cached_codes(family, one_device, tmp_path):
+    """In every run, train/test_token_cache.py covers a cache of latents."""
     model = MODELS[family]
     save_model(tmp_path / "given", params_of(model), {"family": family, "model": model.as_fields()})
     unlearn = dict(method="encoder", adapter="lora", adapter_rank=2, adapter_layers="attention", token_bank=2)

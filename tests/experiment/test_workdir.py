@@ -1,4 +1,4 @@
-"""A workdir belongs to one run."""
+"""Association of a workdir with one run."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def with_work(folder, *names, config=CONFIG):
         {"evaluate.tasks": "centre_8,centre_4", "evaluate.batch_size": 7, "audit.enabled": False},
     ],
 )
-def test_the_same_run_may_go_on_with_other_devices_and_reports(changes, tmp_path):
+def test_run_can_resume_with_other_devices_and_reports(changes, tmp_path):
     with_work(tmp_path, "pretrain", "pretrained", "unlearn")
     Workdir(tmp_path, config_of(**changes), redo=False)
 
@@ -56,8 +56,8 @@ def test_the_same_run_may_go_on_with_other_devices_and_reports(changes, tmp_path
         ({"unlearn.alpha": 0.5}, "config.unlearn.alpha was 0.2 and is now 0.5"),
     ],
 )
-def test_another_run_is_refused_with_ways_out(changes, message, tmp_path):
-    """The mask matters because the retain budget is measured in it."""
+def test_different_run_is_rejected_with_suggestions(changes, message, tmp_path):
+    """The mask is part of the run because the retain budget is measured with it."""
     with_work(tmp_path, "pretrain", "pretrained", "unlearn")
     with pytest.raises(UserError) as error:
         Workdir(tmp_path, config_of(**changes), redo=False)
@@ -67,13 +67,13 @@ def test_another_run_is_refused_with_ways_out(changes, message, tmp_path):
     assert (starts in str(error.value)) == (next(iter(changes)) in ("unlearn.alpha", "evaluate.tasks"))
 
 
-def test_without_a_budget_the_mask_is_free(tmp_path):
+def test_mask_may_change_without_a_budget(tmp_path):
     with_work(tmp_path, "unlearn", config=config_of(**{"unlearn.retain_budget": 0.0}))
     Workdir(tmp_path, config_of(**{"unlearn.retain_budget": 0.0, "evaluate.tasks": "centre_4"}))
 
 
-def test_what_is_not_made_yet_belongs_to_nobody(tmp_path):
-    """A pretrained model serves several unlearnings, and an empty workdir any run."""
+def test_unfinished_parts_may_change(tmp_path):
+    """A pretrained model can be unlearned in several ways, and an empty workdir accepts any run."""
     with_work(tmp_path, "pretrained")
     for config in (ALPHA, config_of(**{"data.forget": "1", "data.retain": "2"})):
         Workdir(tmp_path, config)
@@ -81,7 +81,7 @@ def test_what_is_not_made_yet_belongs_to_nobody(tmp_path):
         Workdir(tmp_path / "empty", config)
 
 
-def test_redo_replaces_what_depends_on_the_change(tmp_path):
+def test_redo_replaces_dependent_results(tmp_path):
     with_work(tmp_path, "pretrained", "unlearn", "unlearned")
     Workdir(tmp_path, ALPHA, redo=True)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"pretrained"}
@@ -93,7 +93,7 @@ def images(count):
     return Subset(open_source(CONFIG.data, "train", 16), np.arange(count))
 
 
-def test_other_images_are_refused_and_the_same_ones_may_be_elsewhere(tmp_path):
+def test_different_images_are_rejected_and_moved_images_accepted(tmp_path):
     def check(work, count):
         work.check_inputs(lambda: identify_images(retain=images(3), forget=images(count)))
 
@@ -115,8 +115,8 @@ def test_other_images_are_refused_and_the_same_ones_may_be_elsewhere(tmp_path):
         ({"data.validation_fraction": 0.2, "unlearn.retain_budget": 0.0}, 0.0, None),
     ],
 )
-def test_other_inputs_are_refused(changes, weight, message, tmp_path):
-    """Validation images decide on a run with a retain budget alone."""
+def test_different_inputs_are_rejected(changes, weight, message, tmp_path):
+    """Validation images are part of a run only with a retain budget."""
 
     def check(config, params):
         work.check_inputs(lambda: identify_inputs(config, params, Split(images(3), images(2))))
@@ -131,7 +131,7 @@ def test_other_inputs_are_refused(changes, weight, message, tmp_path):
         check(*changed)
 
 
-def test_a_model_that_another_run_has_made_is_refused(tmp_path):
+def test_model_of_another_run_is_rejected(tmp_path):
     params = {"encoder": np.arange(3.0)}
     card = Workdir(tmp_path / "a", CONFIG).facts("unlearned")
     assert card["run"]["config"]["unlearn"]["alpha"] == CONFIG.unlearn.alpha
@@ -142,12 +142,12 @@ def test_a_model_that_another_run_has_made_is_refused(tmp_path):
     save_model(other.unlearned, params, card)
     with pytest.raises(UserError, match="unlearned was made by another run than that of .*run.json"):
         other.load("unlearned", params)
-    save_model(other.unlearned, params, {})  # of an earlier version
+    save_model(other.unlearned, params, {})  # as written by an earlier version
     np.testing.assert_equal(other.load("unlearned", params), params)
 
 
-def test_a_run_of_an_earlier_version_may_go_on(tmp_path):
-    """As version 0.1 wrote run.json: options of all methods beside each other, classes as numbers."""
+def test_run_of_an_earlier_version_can_resume(tmp_path):
+    """run.json as written by version 0.1: flat options of all methods, classes as numbers."""
     flat = {"noise": "normal", "distill": 0.5, "alpha": CONFIG.unlearn.alpha, "method": "encoder"}
     data = {"source": "digits", "path": "", "forget": [5, 6, 7, 8, 9], "retain": [0, 1, 2, 3, 4]}
     old = {"pretrain": {"seed": 0}, "unlearn": {"data": data, "unlearn": flat}}

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests against a schema of JobSet, and the job in them against `kubernetes`' models."""
+"""Validation of the Kubernetes manifests with a JobSet schema, and of their job with `kubernetes`' models."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_
 
 
 def validate(manifest):
-    from kubernetes.client import models  # here: there are hundreds
+    from kubernetes.client import models  # late import, because there are hundreds
 
     jsonschema.validate(manifest, SCHEMA)
     for job in manifest["spec"]["replicatedJobs"]:
@@ -28,7 +28,7 @@ def job_of(manifest):
     return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 
-def test_manifests_fit_the_schema_and_their_parts_each_other(manifest):
+def test_manifests_match_the_schema_and_are_consistent(manifest):
     job = job_of(manifest)
     pod = job["template"]["spec"]
     (container,) = pod["containers"]

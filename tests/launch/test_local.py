@@ -49,9 +49,9 @@ def starts(tmp_path, index):
     return (tmp_path / f"starts_{index}").read_text().splitlines()
 
 
-def test_processes_are_numbered_and_meet_at_one_place(tmp_path):
+def test_processes_are_numbered_and_share_a_coordinator(tmp_path):
     body = (
-        "time.sleep(index / 4)\n"  # one that finishes early does not cut the others short
+        "time.sleep(index / 4)\n"  # a process that finishes early does not end the others
         "print('out', index)\nprint('err', index, file=sys.stderr)\nprint(os.environ['XLA_FLAGS'])"
     )
     code, output, errors = finish(launch(tmp_path, body, "--cpu-devices=3", "--grace=0.1", processes=3))
@@ -63,7 +63,7 @@ def test_processes_are_numbered_and_meet_at_one_place(tmp_path):
     assert meeting.startswith("127.0.0.1:") and meeting.endswith(" 3")
 
 
-def test_all_start_again_when_one_is_killed(tmp_path):
+def test_all_processes_restart_when_one_is_killed(tmp_path):
     body = "if starts == index == 1: os.kill(os.getpid(), signal.SIGKILL)\nif starts == 1: time.sleep(60)"
     code, _, errors = finish(launch(tmp_path, body, "--max-restarts=2", "--grace=0.2"))
     assert code == 0
@@ -73,14 +73,14 @@ def test_all_start_again_when_one_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize(("exit_code", "times"), [(75, 3), (143, 3), (2, 1)])
-def test_what_a_restart_does_not_mend_is_not_restarted(tmp_path, exit_code, times):
+def test_permanent_errors_are_not_restarted(tmp_path, exit_code, times):
     code, _, _ = finish(launch(tmp_path, f"sys.exit({exit_code})", "--max-restarts=2"))
     assert code == exit_code and len(starts(tmp_path, 0)) == times
 
 
 @pytest.mark.parametrize(("first", "later", "times"), [(1, 75, 1), (75, 1, 3)])
-def test_what_counts_is_the_process_that_failed_first(tmp_path, first, later, times):
-    """The others only notice; JAX before 0.9.2 ends them with 1."""
+def test_exit_code_is_that_of_the_first_failed_process(tmp_path, first, later, times):
+    """The others only detect the failure; JAX before 0.9.2 ends them with 1."""
     body = f"sys.exit({first}) if index == 0 else (time.sleep(0.5), sys.exit({later}))"
     code, _, _ = finish(launch(tmp_path, body, "--max-restarts=2"))
     assert code == first and len(starts(tmp_path, 0)) == times
@@ -103,7 +103,7 @@ def wait_for_both(tmp_path, name):
         time.sleep(0.02)
 
 
-def test_a_signal_is_passed_on_and_ends_the_run(tmp_path):
+def test_signal_is_forwarded_and_ends_the_run(tmp_path):
     process = launch(tmp_path, SAVING, "--max-restarts=2")
     wait_for_both(tmp_path, "ready")
     process.send_signal(signal.SIGTERM)
@@ -113,7 +113,7 @@ def test_a_signal_is_passed_on_and_ends_the_run(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
-def test_nothing_outlives_a_killed_launcher(tmp_path):
+def test_no_process_outlives_a_killed_launcher(tmp_path):
     process = launch(tmp_path, SAVING)
     wait_for_both(tmp_path, "ready")
     process.kill()
@@ -125,6 +125,6 @@ def test_nothing_outlives_a_killed_launcher(tmp_path):
     ("command", "message"),
     [([], "a command behind --"), (["--", "no-such-program"], "there is no program 'no-such-program'")],
 )
-def test_mistakes_on_the_command_line_are_named(command, message):
+def test_command_line_errors(command, message):
     wrong = subprocess.run([LAUNCHER, "--processes=2", *command], capture_output=True, text=True)
     assert wrong.returncode == 2 and message in wrong.stderr and "Traceback" not in wrong.stderr

@@ -1,4 +1,4 @@
-"""The shell scripts: shellcheck, and what they do with small scripts in place of Slurm's and of gcloud."""
+"""The shell scripts: shellcheck, and behavior with stubs in place of Slurm's commands and gcloud."""
 
 import os
 import pathlib
@@ -53,7 +53,7 @@ def environment(folder, **variables):
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
-def test_shellcheck_has_no_complaint(script):
+def test_shellcheck(script):
     places = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     shellcheck = shutil.which("shellcheck", path=places)
     assert shellcheck is not None, "pip install -e '.[test]'"
@@ -80,14 +80,14 @@ ENDS = [(0, 0, False, 0), (1, 0, False, 1), (2, 1, False, 2), (75, 2, True, 0), 
 
 
 @pytest.mark.parametrize(("code", "restarts", "requeued", "ends_with"), [*ENDS, (75, 3, False, 75)])
-def test_slurm_requeues_what_a_restart_mends(tmp_path, code, restarts, requeued, ends_with):
+def test_slurm_requeues_temporary_failures(tmp_path, code, restarts, requeued, ends_with):
     exit_code, calls = slurm(tmp_path, code=code, restarts=restarts)
     assert exit_code == ends_with
     assert calls[0].endswith("python -m l2l_jax.main --config=c.py --workdir=/shared/a b")
     assert calls[1:] == (["scontrol requeue 42"] if requeued else [])
 
 
-def test_slurm_passes_the_warning_on_and_requeues(tmp_path):
+def test_slurm_forwards_the_warning_and_requeues(tmp_path):
     write_commands(
         tmp_path,
         srun="""#!/bin/bash
@@ -122,7 +122,7 @@ def tpu(folder, codes, *, state="READY"):
     if state:
         (folder / "state").write_text(state)
     slice_ = dict(TPU="pod", ZONE="zone", TYPE="v4-32", SHARED="10.0.0.2:/share")
-    checkout = folder / "checkout"  # a small one: it is packed for every run
+    checkout = folder / "checkout"  # small, because it is packed for every run
     shutil.copytree(LAUNCH, checkout / "launch")
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
     subprocess.run(["git", "add", "-A"], cwd=checkout, check=True)
@@ -136,7 +136,7 @@ def tpu(folder, codes, *, state="READY"):
 
 
 def verbs(folder):
-    """What was asked of gcloud, in short."""
+    """Return the gcloud subcommands in short form."""
     lines = (folder / "calls").read_text().splitlines()
     words = ("create", "delete", "scp", "install", "run", "stop")
     return [w for line in lines for w in words if f"tpu-vm {w} " in line or f"tpu_host.sh {w}" in line]
@@ -164,7 +164,7 @@ def test_tpu_pod(tmp_path, codes, state, expected, ends_with):
     assert ("--spot" in calls) == ("create" in expected)
 
 
-def test_tpu_pod_stops_all_hosts_when_asked(tmp_path):
+def test_tpu_pod_stops_all_hosts_on_request(tmp_path):
     process = tpu(tmp_path, [143])
     wait_for(tmp_path / "running", process)
     process.send_signal(signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_tpu_pod_stops_all_hosts_when_asked(tmp_path):
     assert verbs(tmp_path)[-2:] == ["run", "stop"]
 
 
-def test_tpu_host_leaves_the_exit_code_behind_and_can_be_stopped(tmp_path):
+def test_tpu_host_stores_the_exit_code_and_can_be_stopped(tmp_path):
     home = tmp_path
     (home / "venv" / "bin").mkdir(parents=True)
     (home / "l2l_jax" / "launch").mkdir(parents=True)

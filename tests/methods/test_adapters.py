@@ -1,4 +1,4 @@
-"""Any method on an adapter alone."""
+"""Methods that train only an adapter."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from tests.matrix import soak
 from tests.train.families import MODELS, images_of, params_of
 
 
-def test_what_does_not_go_together_is_refused():
+def test_incompatible_options_are_rejected():
     with pytest.raises(ValueError, match="starts from others"):
         adapt(Undo().objective(MODELS["mae"]), "norms", 8)
     with pytest.raises(ValueError, match="saliency must be 1"):
@@ -25,10 +25,10 @@ def count(tree):
     return sum(np.size(x) for x in jax.tree.leaves(tree))
 
 
-def test_how_many_numbers_are_trained():
+def test_number_of_trained_parameters():
     """MAE with 1 block of width 32 in encoder and decoder, patches of 4·4·3 = 48 numbers, rank 2.
 
-    In a block qkv, proj, fc1 and fc2; around it an embedding, and the decoder's first and last product.
+    Each block has qkv, proj, fc1 and fc2; in addition, an embedding, and the decoder's first and last layer.
     """
     block = 2 * (32 + 96) + 2 * (32 + 32) + 4 * (32 + 128)
     encoder = block + 2 * (48 + 32)
@@ -46,14 +46,14 @@ CELLS = [
     ("relearn_aware", "mae"),
     *(soak(*cell) for cell in [("encoder", "palette"), ("whole", "mage"), ("encoder", "latent_diffusion")]),
 ]
-"""An adapter needs of a method only that it takes weights, here also those of a look-ahead, and of a family
-only its kernels, all kinds of which models/test_adapters.py has by hand."""
+"""An adapter requires only that a method accepts weights, also those of a look-ahead, and that a family has
+kernels; models/test_adapters.py covers all kinds of kernels."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "family"), CELLS)
 def test_losses_and_gradients_of_every_family(method, family):
-    """At first those of the original model; later those of the merged one, by the chain rule."""
+    """Initially those of the original model; later those of the merged model, by the chain rule."""
     model, options = MODELS[family], METHODS[method]()
     params, (batch,) = params_of(model), images_of(family, 1, 4)
     plain = options.objective(model)
@@ -62,7 +62,7 @@ def test_losses_and_gradients_of_every_family(method, family):
     start = jax.device_get(objective.initial(params, jax.random.key(3)))
     moved = jax.tree.map(lambda x: x + np.float32(0.01), start)
     same = jax.jit(adapted)(params, start[ADAPTER])
-    jax.tree.map(np.testing.assert_array_equal, same, params)  # to the bit
+    jax.tree.map(np.testing.assert_array_equal, same, params)  # bit-exact
     after = merged(params, moved[ADAPTER])
     metrics, gradient = step(objective, moved, params, inputs, 0.5)
     plain_metrics, on_weights = step(plain, after, params, inputs, 0.5)

@@ -1,4 +1,4 @@
-"""The compiled training step of every method on a linear model, against NumPy."""
+"""The compiled training step of every method on a linear model, compared with NumPy."""
 
 import dataclasses
 import pathlib
@@ -81,7 +81,7 @@ def undo(inputs):
 
 
 def relearn_aware(inputs):
-    """The attacker takes two signed steps down the retain loss; the forget gradient is taken there."""
+    """The attacker takes two signed steps on the retain loss; the forget gradient is evaluated there."""
     weights = {part: STUDENT[part].astype(float) for part in ("encoder", "decoder")}
     for _ in range(2):
         slope = ByHand(**weights)
@@ -123,7 +123,7 @@ def test_loss_terms_and_gradients(name):
 
 
 def check(objective, by_hand):
-    """Compare metrics and gradient of a step with NumPy; return the inputs of the loss."""
+    """Compare metrics and gradient of a step with NumPy; return the loss inputs."""
     inputs = prepared(objective, TEACHER, BATCH)
     metrics, gradient = step(objective, STUDENT, TEACHER, inputs, ALPHA)
     hand, retain, forget = by_hand(wide(inputs))
@@ -148,8 +148,8 @@ def test_a_method_from_outside_the_package():
         METHODS["max-loss"]
 
 
-def test_what_methods_draw():
-    """T hides half of the pixels of either set, drawn anew for each; every truth is that of the method."""
+def test_random_inputs_of_methods():
+    """T hides half of the pixels of each set, sampled separately; every target is that of the method."""
     for name in ("max_loss", "noisy_label", "undo", "relearn_aware"):
         method = Undo(forget_every=1) if name == "undo" else METHODS[name]()
         inputs = prepared(method.objective(LINEAR), TEACHER, BATCH)
@@ -172,16 +172,16 @@ def test_what_methods_draw():
         assert abs(np.corrcoef(truth.ravel(), BATCH["forget"].ravel())[0, 1]) < 5 / np.sqrt(truth.size)
 
 
-def test_noise_features_have_the_statistics_of_both_sets():
+def test_noise_features_have_the_statistics_of_both_sets_together():
     inputs = prepared(OBJECTIVES["random_encoder"], TEACHER, BATCH)
     both = np.stack([np.asarray(inputs[split], float) @ W0 for split in ("retain", "forget")])
-    for name, columns in (("five", slice(5)), ("three", slice(5, 8))):  # every array has its own statistics
+    for name, columns in (("five", slice(5)), ("three", slice(5, 8))):  # statistics are per array
         noise, features = inputs["noise"][name], both[..., columns]
         assert abs(noise.mean() - features.mean()) < 5 * features.std() / np.sqrt(noise.size)
         assert abs(noise.std() / features.std() - 1) < 5 / np.sqrt(2 * noise.size)
 
 
-def test_undo_uses_every_kth_forget_image_and_only_the_teacher_that_it_needs():
+def test_undo_uses_every_kth_forget_image_and_minimal_teacher():
     few, every = (prepared(Undo(forget_every=k).objective(LINEAR), TEACHER, BATCH) for k in (4, 1))
     for name in ("images", "corrupted"):
         np.testing.assert_array_equal(few["forget"][name], every["forget"][name][::4])
@@ -189,7 +189,7 @@ def test_undo_uses_every_kth_forget_image_and_only_the_teacher_that_it_needs():
     assert Undo(distill=0.0, feature_weight=0.0).objective(LINEAR).frozen == LINEAR.corruption_parts
 
 
-def test_undo_starts_between_the_original_and_fresh_weights():
+def test_undo_starts_between_original_and_random_weights():
     def started(decoder, encoder, key=3):
         start = Undo(perturb=decoder, perturb_encoder=encoder).objective(LINEAR).start
         return start(TEACHER, jax.random.key(key))
@@ -206,12 +206,12 @@ def test_undo_starts_between_the_original_and_fresh_weights():
 
 NORMAL = [("noisy_label", "pmap"), ("random_encoder", "jit"), ("random_encoder", "pmap")]
 NORMAL += [("relearn_aware", "pmap"), ("epsilon", "jit")]
-"""Methods that read more of a batch than one row at a time: in every run, these on several devices."""
+"""Methods that combine rows of a batch; these run on several devices in every run."""
 
 
 @pytest.mark.parametrize(("name", "kind"), cells(METHODS, ("jit", "pmap"), normal=NORMAL))
-def test_devices_and_accumulation_give_the_numbers_of_one_step(name, kind):
-    """One step of gradient descent: metrics and new parameters, with statistics of the whole batch."""
+def test_devices_and_accumulation_match_one_step(name, kind):
+    """One step of gradient descent: metrics and new parameters, with statistics of the global batch."""
     objective, optimizer = OBJECTIVES[name], optax.sgd(0.1)
     batch = {split: images[:32] for split, images in BATCH.items()}
 
@@ -228,7 +228,7 @@ def test_devices_and_accumulation_give_the_numbers_of_one_step(name, kind):
 
     params, metrics = run(1, 1, "jit")
     assert all(np.abs(params[part] - STUDENT[part]).max() > 1e-3 for part in objective.trained)
-    other = run(4, 1 if name == "relearn_aware" else 2, kind)  # an attacker's step is that of a part
+    other = run(4, 1 if name == "relearn_aware" else 2, kind)  # an attacker's step is per accumulated part
     for part in objective.trained:
         np.testing.assert_allclose(other[0][part], params[part], atol=1e-5)
     for term in metrics:
@@ -236,14 +236,14 @@ def test_devices_and_accumulation_give_the_numbers_of_one_step(name, kind):
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_batches_of_different_shapes_are_refused(name):
+def test_batches_of_different_shapes_are_rejected(name):
     with pytest.raises(ValueError, match="the same shape"):
         prepared(OBJECTIVES[name], TEACHER, {**BATCH, "forget": BATCH["forget"][:4]})
 
 
 @pytest.mark.parametrize("opposed", [False, True])
 @pytest.mark.parametrize("term", ["forget", "retain"])
-def test_without_bounds_the_constrained_term_falls_as_if_alone(term, opposed):
+def test_constrained_term_without_bounds_decreases_as_if_alone(term, opposed):
     rng = np.random.default_rng(0)
     gradients = {split: rng.normal(size=12).astype(np.float32) for split in ("retain", "forget")}
     if opposed:
@@ -257,13 +257,13 @@ def test_without_bounds_the_constrained_term_falls_as_if_alone(term, opposed):
 
 @pytest.mark.parametrize("alpha, bound", [(0.0, 0.5), (0.25, 0.4), (1.0, 0.1), (7.0, 0.1)])
 @pytest.mark.parametrize("term", [0.05, 0.45, 3.0])
-def test_with_bounds_it_falls_while_above_epsilon(term, alpha, bound):
+def test_constrained_term_with_bounds_decreases_above_epsilon(term, alpha, bound):
     c, o = np.float32([1, -2, 3]), np.float32([2, 1, -0.5])
     terms = {"forget": np.float32(term), "retain": np.float32(9)}
     found = Constrained("forget", (0.1, 0.5)).combine(terms, {"forget": c, "retain": o}, np.float32(alpha))
     np.testing.assert_allclose(found, constrained(o, c, (term - bound) * (c @ c)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_gradient_that_vanishes_is_no_division_by_zero():
+def test_zero_gradient_does_not_divide_by_zero():
     gradients = {"retain": np.zeros(3, np.float32), "forget": np.float32([1, 2, 3])}
     np.testing.assert_array_equal(Constrained("retain").combine({}, gradients, 0.0), gradients["forget"])

@@ -1,4 +1,4 @@
-"""The compiled training step of every method on every family, against its formula and derivatives."""
+"""The compiled training step of every method on every family, compared with its formula and derivatives."""
 
 import jax
 import jax.flatten_util
@@ -72,15 +72,15 @@ def expected(method, model, student, teacher, inputs):
     found, slopes = jax.device_get(both(trained_parts(model, student)))
     of_retain, of_forget = (jax.tree.map(lambda x, k=k: x[k], slopes) for k in (0, 1))
     weight = -ALPHA if method == "max_loss" else ALPHA
-    if method == "epsilon":  # the forget term falls as if it were alone
+    if method == "epsilon":  # the forget term decreases as if it were alone
         o, c = (jax.flatten_util.ravel_pytree(x["encoder"])[0] for x in (of_retain, of_forget))
         weight = max((c @ c - c @ o) / (c @ c + 1e-7), 0)
     return found, jax.tree.map(lambda x, y: x + weight * y, of_retain, of_forget)
 
 
 CELLS = cells(list(METHODS), MODELS, normal=[("undo", "mae")])
-"""In every run a method that calls most functions of a family. All methods are compared with NumPy in
-test_by_hand.py, and those of the releases, on their families, in test_reference.py."""
+"""Every run covers a method that calls most functions of a family. All methods are compared with NumPy in
+test_by_hand.py, and released methods on their families in test_reference.py."""
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ test_by_hand.py, and those of the releases, on their families, in test_reference
 def test_loss_terms_and_gradients(method, family):
     model, (batch,) = MODELS[family], images_of(family, 1, 4)
     objective = METHODS[method](**OPTIONS.get(method, {})).objective(model)
-    teacher = params_of(model)  # at which the retain terms of some methods are 0
+    teacher = params_of(model)  # where the retain terms of some methods are 0
     student = {**teacher, **jax.tree.map(lambda x: np.float32(1.1) * x, trained_parts(model, teacher))}
     inputs = prepared(objective, teacher, batch)
     metrics, gradient = step(objective, student, teacher, inputs, ALPHA)
@@ -105,7 +105,7 @@ def test_loss_terms_and_gradients(method, family):
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_methods_keep_no_more_parts_on_the_devices_than_they_read(family):
+def test_methods_place_only_the_parts_that_they_read(family):
     model = MODELS[family]
     for method in METHODS:
         objective = METHODS[method]().objective(model)

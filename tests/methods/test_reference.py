@@ -1,6 +1,6 @@
-"""The compiled training step of methods against what their releases compute.
+"""The compiled training step of methods compared with their released code.
 
-The releases divide by the whole batch of four, with as many retain as forget images: their losses, terms and
+The released code divides by the full batch of four, half retain and half forget images: its losses, terms and
 gradients are half of ours.
 """
 
@@ -57,11 +57,11 @@ def palette(prefix=""):
 
 @functools.cache
 def palette_views():
-    """What the student gets, that with pure noise inside the mask, and the release's mixture of the two."""
+    """Return the student's input, that with pure noise in the mask, and the release's mixture of both."""
     draw = {
         "mask": MASK,
         "gamma": PALETTE_CASE["sample_gammas"][:, 0],
-        "filling": nhwc(PALETTE_CASE["y_cond"]),  # only the part inside the mask is read
+        "filling": nhwc(PALETTE_CASE["y_cond"]),  # only pixels inside the mask are read
         "noise": nhwc(PALETTE_CASE["noise"]),
     }
     corrupted = jax.device_get(jax.jit(PALETTE.corrupt_with)(IMAGES, draw))
@@ -77,12 +77,12 @@ encode_palette = jax.jit(PALETTE.encode)
 
 @functools.cache
 def palette_features(prefix):
-    """Features of the release's mixture (of "teacher:") or of the corrupted images."""
+    """Return features of the release's mixture (for "teacher:") or of the corrupted images."""
     corrupted = palette_views()[2 if prefix else 0]
     return jax.device_get(encode_palette(palette(prefix)["encoder"], corrupted))
 
 
-def test_what_student_and_teacher_of_palette_get():
+def test_inputs_of_student_and_teacher_of_palette():
     corrupted, _, mixture = palette_views()
     np.testing.assert_array_equal(corrupted["inputs"], nhwc(PALETTE_CASE["unet_in_student"]))
     np.testing.assert_allclose(mixture["inputs"], nhwc(PALETTE_CASE["unet_in_teacher"]), atol=2.5e-7)
@@ -91,7 +91,7 @@ def test_what_student_and_teacher_of_palette_get():
 
 
 def palette_inputs(method, labels):
-    """What our methods prepare, from the release's draws."""
+    """Return the inputs that our methods prepare, with the random numbers of the release."""
     corrupted, hidden, _ = palette_views()
     retain, forget = labels > 0, labels < 0
     if method in ("max_loss", "noisy_label"):
@@ -103,7 +103,7 @@ def palette_inputs(method, labels):
     inputs = {"retain": rows(corrupted, retain), "forget": rows(corrupted, forget)}
     if method == "encoder":
         inputs["noise"] = rows(hidden, forget)
-    if method == "random_encoder":  # with the release's statistics, which are not ours
+    if method == "random_encoder":  # uses the release's statistics, which differ from ours
         features = palette_features("teacher:")
         drawn = [nhwc(PALETTE_CASE[f"drawn/random_encoder/{i}"]) for i in range(len(features))]
         noise = tuple(d * f.std(ddof=1) + f.mean() for d, f in zip(drawn, features, strict=True))
@@ -113,13 +113,13 @@ def palette_inputs(method, labels):
 
 NAMES = ("encoder", "encoder_mixed")
 OTHERS = ("noisy_label", "noisy_label_mixed", "max_loss", "random_encoder", "retain_label")
-"""In every run test_by_hand.py compares all with NumPy, and MAGE's release has two of them."""
+"""In every run, test_by_hand.py compares all methods with NumPy, and MAGE's release covers two of them."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, *map(soak, OTHERS)])
 def test_palette(name):
-    """In "mixed" retain and forget rows alternate in the batch of the release."""
+    """In "mixed", retain and forget rows alternate in the batch of the release."""
     method, labels = name.removesuffix("_mixed"), MIXED if name.endswith("mixed") else ORDERED
     inputs = palette_inputs(method, labels)
     metrics, gradient = step(OBJECTIVES[method], palette(), palette("teacher:"), inputs, ALPHA)
@@ -142,7 +142,7 @@ def test_palette_map_by_map():
     np.testing.assert_allclose(terms, PALETTE_CASE["ours_feature_losses"], rtol=3e-6)
 
 
-@pytest.mark.soak  # in every run the gradient, above, and the optimizer, in train/test_optim.py
+@pytest.mark.soak  # every run covers the gradient, above, and the optimizer, in train/test_optim.py
 def test_palette_three_steps_of_adam():
     objective, adam = OBJECTIVES["encoder"], optax.adam(5e-5)
     given = dataclasses.replace(objective, prepare=lambda frozen, inputs, rng, axis_name=None: inputs)
@@ -172,7 +172,7 @@ def test_mage_encoder():
 
 @pytest.mark.slow
 def test_mage_max_loss():
-    unread = np.zeros((2, 1, 1, 1), np.float32)  # only codes are read
+    unread = np.zeros((2, 1, 1, 1), np.float32)  # only codes are used
     inputs = {split: {"images": unread, "corrupted": x} for split, x in mage_inputs().items()}
     params = test_mage.tiny_params()
     metrics, gradient = step(objective("max_loss", MAGE), params, params, inputs, ALPHA)
@@ -181,9 +181,9 @@ def test_mage_max_loss():
     test_mage.assert_gradients(jax.tree.map(lambda g: g / 2, gradient), MAGE_CASE, "baseline/grad/")
 
 
-@pytest.mark.soak  # in every run test_mage_encoder has its retain term, test_by_hand.py all of it
+@pytest.mark.soak  # every run covers its retain term, and all of it in test_by_hand.py
 def test_mage_random_encoder():
-    """The retain term is the release's; the forget term is on forget rows, unlike the release's."""
+    """The retain term matches the release; the forget term uses forget rows, unlike the release."""
     latent, guide, target = (MAGE_CASE[f"shared_vqgan/{name}"] for name in ("latent", "guide", "mis_guide"))
     inputs = {**mage_inputs(), "teacher": guide[RETAIN], "noise": target[FORGET]}
     params = test_mage.tiny_params()
@@ -195,7 +195,7 @@ def test_mage_random_encoder():
 
 
 def test_mae_encoder_terms():
-    """Retain rows as their own teacher's: 0. Forget rows against the original's next rows."""
+    """Retain rows with themselves as teacher give 0; forget rows are compared with the next original rows."""
     images, latent = nhwc(MAE_CASE["images"]), MAE_CASE["latent"].astype(float)
     corrupted = MAE.mask(images, MAE_CASE["noise"], kept=4)
     following = jax.tree.map(lambda x: np.roll(x, 1, axis=0), corrupted)
@@ -223,11 +223,11 @@ def test_noise_codes_are_clipped_to_the_codebook():
     codes = np.where(np.arange(2000).reshape(20, 100) % 2, 63, 0).astype(np.int32)
     drawn = np.asarray(jax.jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
     assert (drawn.min(), drawn.max()) == (0, 63)
-    # Two standard deviations lie between 0 and 63: a sixth of the draws falls on either side.
+    # Two standard deviations are between 0 and 63: a sixth of the samples is clipped on either side.
     assert np.all(np.abs(np.bincount(drawn.ravel())[[0, 63]] / 2000 - 0.165) < 0.05)
 
 
-def test_mage_has_noise_codes_as_its_truth():
+def test_mage_uses_noise_codes_as_targets():
     model, images = test_mage.DIGITS, np.zeros((50, 16, 16, 3), np.float32)
     codes = np.random.default_rng(0).integers(2, 6, (50, 16), np.int32)
     masks = np.random.default_rng(1).random((50, 16), np.float32)

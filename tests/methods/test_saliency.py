@@ -1,4 +1,4 @@
-"""Which entries are largest, against NumPy; what becomes of an objective."""
+"""Selection of the largest entries, compared with NumPy; masked objectives."""
 
 import jax
 import numpy as np
@@ -12,11 +12,11 @@ from tests.fixtures.linear import LINEAR, TEACHER
 RNG = np.random.default_rng(0)
 SCALES = {"a": 1e-20, "b": 1.0, "c": 1e10}
 VALUES = {name: (scale * RNG.standard_normal((7, 11))).astype(np.float32) for name, scale in SCALES.items()}
-"""Three arrays of very different sizes: the threshold is one for all."""
+"""Three arrays of very different sizes with a common threshold."""
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.1, 1 / 3, 0.5, 0.9, 1.0])
-def test_the_largest_of_all_arrays_together(share):
+def test_largest_entries_of_all_arrays(share):
     found = largest(VALUES, share)
     magnitudes = sorted(np.abs(np.concatenate([x.ravel() for x in VALUES.values()])))
     count = max(1, round(share * len(magnitudes)))
@@ -26,7 +26,7 @@ def test_the_largest_of_all_arrays_together(share):
     assert sum(int(x.sum()) for x in found.values()) == count
 
 
-def test_equal_entries_go_together_and_zeros_never():
+def test_ties_are_selected_together_and_zeros_never():
     values = {"w": np.float32([0, -2, 1, 2, 0, 1])}
     two, four = [0, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 1]
     for share, expected in ((1 / 6, two), (0.5, four), (1.0, four)):
@@ -34,7 +34,7 @@ def test_equal_entries_go_together_and_zeros_never():
     assert not largest({"w": np.zeros(4, np.float32)}, 0.5)["w"].any()
 
 
-def test_any_method_takes_a_share_and_a_fresh_start():
+def test_saliency_options_of_all_methods():
     objective = restrict(Encoder().objective(LINEAR), LINEAR, 0.5, reset=True)
     assert objective.saliency == 0.5
     key = jax.random.key(1)

@@ -1,4 +1,4 @@
-"""What forget images are trained towards."""
+"""Targets of forget images."""
 
 import jax
 import numpy as np
@@ -15,14 +15,14 @@ from tests.train.families import MODELS, images_of, params_of
 blur = jax.jit(blurred, static_argnums=1)
 
 
-def test_blur_against_scipy():
-    """In the middle of a large image the borders play no part."""
+def test_blur_matches_scipy():
+    """The center of a large image is not affected by the borders."""
     images = np.random.default_rng(0).random((2, 40, 40, 3), np.float32)
     expected = scipy.ndimage.gaussian_filter(images.astype(float), (0, 2, 2, 0), truncate=10)
     np.testing.assert_allclose(
         np.asarray(blur(images, 2.0))[:, 18:22, 18:22], expected[:, 18:22, 18:22], atol=1e-4
     )
-    np.testing.assert_allclose(blur(np.ones((1, 8, 8, 3), np.float32), 3.0), 1, rtol=1e-5)  # light is kept
+    np.testing.assert_allclose(blur(np.ones((1, 8, 8, 3), np.float32), 3.0), 1, rtol=1e-5)  # keeps the sum
 
 
 NORMAL = [("mae", "mean"), ("palette", "blur"), ("latent_diffusion", "mean")]
@@ -31,8 +31,8 @@ CELLS = cells(MODELS, ("mean", "blur"), normal=NORMAL)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind"), CELLS)
-def test_other_truths_than_noise(family, kind):
-    """What is to be restored is the other image; what stays visible stays."""
+def test_targets_other_than_noise(family, kind):
+    """The target of hidden pixels is the other image; visible pixels are unchanged."""
     model, params = MODELS[family], params_of(MODELS[family])
     (batch,) = images_of(family, 1, 4)
 
@@ -72,7 +72,7 @@ def test_other_truths_than_noise(family, kind):
 
 
 @pytest.mark.parametrize("method", ["undo", "relearn_aware"])
-def test_the_options_of_methods(method):
+def test_target_options_of_methods(method):
     model, (batch,) = MODELS["mae"], images_of("mae", 1, 4)
     every = {"forget_every": 1} if method == "undo" else {}
     objective = METHODS[method](target="blur", target_blur=0.5, **every).objective(model)
@@ -80,6 +80,6 @@ def test_the_options_of_methods(method):
     np.testing.assert_allclose(found, blur(batch["forget"], 0.5 * model.image_size), atol=1e-6)
 
 
-def test_an_unknown_target():
+def test_unknown_target():
     with pytest.raises(ValueError, match="target must be noise, blur or mean, not 'grey'"):
         prepared(METHODS["undo"](target="grey").objective(LINEAR), TEACHER, BATCH)

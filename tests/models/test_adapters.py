@@ -1,4 +1,4 @@
-"""Adapters by hand: which weights they have, and what they add."""
+"""Weights and effect of adapters, by hand."""
 
 from types import SimpleNamespace
 
@@ -67,7 +67,7 @@ def test_layers_by_name_and_shape():
         assert set(found) == names
 
 
-def test_the_factor_has_variance_one_over_rank():
+def test_factor_has_variance_one_over_rank():
     down = new_adapter({"kernel": np.zeros((600, 600))}, "lora", 16, jax.random.key(0))["kernel"]["down"]
     np.testing.assert_allclose(np.std(down), 1 / 4, rtol=5 / np.sqrt(2 * 9600))
 
@@ -84,6 +84,6 @@ def test_norms_by_hand():
     np.testing.assert_array_equal(result["dense"]["bias"], WEIGHTS["encoder"]["dense"]["bias"])
 
 
-def test_a_model_without_a_place_for_it_is_refused():
+def test_model_without_adaptable_weights_is_rejected():
     with pytest.raises(ValueError, match="no weight of the model takes an adapter 'lora' of rank 9"):
         new_adapter(WEIGHTS, "lora", 9, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Which kernels compute attention, read from the lowered program."""
+"""Choice of attention kernels, read from the lowered program."""
 
 import functools
 
@@ -23,7 +23,7 @@ def with_gradients(attend):
     return jax.jit(jax.value_and_grad(lambda *x: jnp.square(attend(*x)).sum(), argnums=(0, 1, 2)))
 
 
-def test_it_is_the_mean_of_values_by_softmax_of_products():
+def test_attention_matches_its_definition():
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 2, 5, 3, 8), np.float32)
     weight = np.exp(np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(8))
@@ -32,7 +32,7 @@ def test_it_is_the_mean_of_values_by_softmax_of_products():
 
 
 @pytest.mark.parametrize("tokens", [(5, 5), (4, 7), (4, 4)])
-def test_a_token_that_makes_the_number_even_has_no_effect(tokens):
+def test_padding_token_has_no_effect(tokens):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, n, 3, 8), np.float32) for n in (tokens[0], tokens[1], tokens[1]))
 
@@ -41,8 +41,8 @@ def test_a_token_that_makes_the_number_even_has_no_effect(tokens):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, expected)
 
 
-def test_many_queries_go_in_parts():
-    """Results and gradients are JAX's own, and the program holds no array of all logits."""
+def test_many_queries_are_processed_in_chunks():
+    """Results and gradients match JAX's attention, and the program has no array of all logits."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, tokens, 1, 2), np.float32) for tokens in (4096, 2048, 2048))
 
@@ -52,7 +52,7 @@ def test_many_queries_go_in_parts():
     assert "4096x2048" not in program.as_text()
 
 
-def test_cudnn_is_for_gpus_and_half_precision():
+def test_cudnn_is_used_for_gpus_and_half_precision():
     pytest.importorskip("nvidia.cudnn")
     cudnn = "__cudnn$fmhaSoftmaxBackward"
     assert cudnn in lowered(jnp.bfloat16, "cuda")

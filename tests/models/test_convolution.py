@@ -1,4 +1,4 @@
-"""Convolutions against Flax's own, and their weight gradient against sums by hand."""
+"""Convolutions compared with Flax, and their weight gradient compared with explicit sums."""
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,12 @@ from tests.matrix import cells
 
 
 def compiled_gradient(x, gradient, size):
-    """`kernel_gradient` as one program, made anew for the constants of a test."""
+    """Compile `kernel_gradient`, which reads module constants that tests change."""
     return jax.jit(lambda *arrays: kernel_gradient(*arrays, size))(x, gradient)
 
 
 def by_hand(x, gradient, size):
-    """Σ over images and places of input (shifted) times the output's gradient, float64."""
+    """Sum shifted input times the output's gradient over images and positions, float64."""
     rows, columns = size
     height, width = x.shape[1:3]
     padded = np.pad(np.float64(x), [(0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)])
@@ -52,15 +52,15 @@ def in_strips(monkeypatch, places, lines):
 
 @pytest.mark.parametrize(("places", "lines"), [(1, 1), (8, 2), (32, 2), (64, 2), (10_000, 2)])
 def test_strips(monkeypatch, places, lines):
-    """One line of an image; two lines; all of one image; of two; of all four."""
+    """One line of an image; two lines; one, two, or all four complete images."""
     x, gradient = arrays(4, 8, 4, 3, 5)
     in_strips(monkeypatch, places, lines)
     found = compiled_gradient(x, gradient, (3, 3))
     np.testing.assert_allclose(found, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-5)
 
 
-def test_devices_add_up_once():
-    """Compiled for a batch that is split over eight devices: no all-reduce in the loop over strips."""
+def test_gradient_is_reduced_over_devices_once():
+    """For a batch that is split over eight devices, the loop over strips has no all-reduce."""
     rows = jax.NamedSharding(sharding.make_mesh(jax.devices()), sharding.ROWS)
     x, gradient = (jax.ShapeDtypeStruct((16, 64, 64, n), np.float32, sharding=rows) for n in (12, 16))
     program = jax.jit(lambda *arrays: kernel_gradient(*arrays, (3, 3))).lower(x, gradient).compile()
@@ -89,7 +89,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_like_flax(name):
+def test_convolution_matches_flax(name):
     x, _ = arrays(2, 16, 16, 4, 6)
     ours, flax = Conv(6, **CONVOLUTIONS[name]), nn.Conv(6, **CONVOLUTIONS[name])
     shapes = jax.eval_shape(flax.init, jax.random.key(0), x)
@@ -113,10 +113,10 @@ def operations(platform, side=16):
     return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
 
 
-def test_the_platform_decides_what_is_compiled():
+def test_choice_of_convolution_by_platform():
     assert operations("cpu") == (1, 3)  # a product for each row of the kernel
     assert operations("tpu") == operations("cuda") == (2, 0)
-    assert operations("cpu", side=15) == (2, 0)  # small images stay as they are
+    assert operations("cpu", side=15) == (2, 0)  # small images use XLA's convolution
 
 
 def split_over_a_mesh(loss, kernel, x):
@@ -150,7 +150,7 @@ NORMAL = [(split_over_a_mesh, "into strips"), (shard_mapped, "into parts"), (pma
 
 
 @pytest.mark.parametrize(("run", "split"), cells(RUNS, ("into parts", "into strips"), normal=NORMAL))
-def test_on_many_devices(run, split, monkeypatch):
+def test_gradient_on_many_devices(run, split, monkeypatch):
     x, _ = arrays(16, 4, 4, 3, 5)
     monkeypatch.setattr(convolution, "FROM_PLACES", 1)
     if split == "into strips":

@@ -1,4 +1,4 @@
-"""The diffusion process against the release on `palette_schedule` and `palette_process`."""
+"""The diffusion process compared with the release on `palette_schedule` and `palette_process`."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_beta_schedules(name):
 
 
 @pytest.mark.parametrize("wrong", [("sine", 9, 0.1, 0.2), ("linear", 0, 0.1, 0.2), ("linear", 9, 0.0, 0.2)])
-def test_impossible_schedules_are_refused(wrong):
+def test_invalid_schedules_are_rejected(wrong):
     with pytest.raises(ValueError):
         diffusion.beta_schedule(*wrong)
 
@@ -58,7 +58,7 @@ def test_noise_levels_and_forward_noising():
 
 @pytest.mark.parametrize("t", [500, 20, 0])
 def test_ancestral_step(t):
-    """With the network's output given, so that only the step is tested."""
+    """The network's output is given, to test only the step."""
     case = {name: PROCESS[f"ps/{t}/{name}"] for name in ("eps_hat", "y_0_hat", "mean", "out")}
     noisy, predicted = nhwc(PROCESS["ps/y_t"]), nhwc(case["eps_hat"])
     noise = nhwc(PROCESS[f"ps/{t}/noise"]) if t else np.full_like(noisy, np.pi)
@@ -91,6 +91,6 @@ def test_ddim_step_by_hand():
 
 
 @pytest.mark.parametrize("count", [0, 11])
-def test_ddim_needs_some_but_not_too_many_steps(count):
+def test_invalid_ddim_step_counts(count):
     with pytest.raises(ValueError, match="1 to 10"):
         diffusion.ddim_steps(np.full(10, 0.1), count)

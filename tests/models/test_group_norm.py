@@ -1,4 +1,4 @@
-"""Group normalization against float64 sums by hand and against Flax's own."""
+"""Group normalization compared with float64 sums and with Flax."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import pytest
 from l2l_jax.models.layers.group_norm import GroupNorm
 
 SHAPES = [(2, 16, 24, 6), (3, 4, 4, 6), (2, 300, 6)]
-"""A large image; a small one, which Flax normalizes; tokens."""
+"""A large image; a small image, which is normalized by Flax; tokens."""
 
 
 def arrays(shape):
@@ -21,7 +21,7 @@ def arrays(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("groups", [1, 3, 6])
 def test_values(shape, groups):
-    """Mean and variance over places and channels of a group, float64."""
+    """Mean and variance over positions and channels of a group, float64."""
     x, params = arrays(shape)
     grouped = np.float64(x).reshape(len(x), -1, groups, 6 // groups)
     centered = grouped - grouped.mean(axis=(1, 3), keepdims=True)
@@ -36,7 +36,7 @@ def test_values(shape, groups):
     [(None, "float32"), (None, "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")],
 )
 def test_flax(dtype, given):
-    """Same parameters, result, type and gradients."""
+    """Parameters, result, dtype and gradients are equal."""
     x = jnp.asarray(arrays(SHAPES[0])[0], given)
     ours, theirs = (c(3, epsilon=1e-5, dtype=dtype and jnp.dtype(dtype)) for c in (GroupNorm, nn.GroupNorm))
     params, same = (jax.jit(module.init)(jax.random.key(0), x) for module in (ours, theirs))
@@ -58,7 +58,7 @@ def test_flax(dtype, given):
 
 
 def test_mask_and_group_size():
-    """Flax computes what only it implements."""
+    """Cases that only Flax implements are delegated to it."""
     x, params = arrays(SHAPES[0])
     mask = np.random.default_rng(1).random(x.shape) < 0.5
     for groups, call in ((dict(num_groups=3), dict(mask=mask)), (dict(num_groups=None, group_size=2), {})):
@@ -69,8 +69,8 @@ def test_mask_and_group_size():
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("shape", [(2, 32, 16, 6), (2, 18, 18, 6), (2, 4, 4, 6)])
 def test_film_and_activation(shape, on_gpu, monkeypatch):
-    """Result and gradients are those of Flax's normalization, a modulation, and SiLU one after the other."""
-    if on_gpu:  # the same sums, in the order that suits NVIDIA's compiler
+    """Result and gradients match Flax's normalization followed by a modulation and SiLU."""
+    if on_gpu:  # the same sums in the order for NVIDIA's compiler
         choose = lambda *given, cuda, default: cuda(*given)  # noqa: E731
         monkeypatch.setattr("l2l_jax.models.layers.group_norm.lax.platform_dependent", choose)
     x, params = arrays(shape)

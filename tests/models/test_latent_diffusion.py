@@ -1,4 +1,4 @@
-"""Latent diffusion's T, reconstruction and prompts, against their definitions by hand."""
+"""Latent diffusion's T, inpainting and prompts, compared with their definitions."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ KEY = jax.random.key(3)
 
 @pytest.fixture(scope="module")
 def params():
-    return params_of(SDXL)  # its encoder has an embedding more, which MODEL does not read
+    return params_of(SDXL)  # its encoder has an additional embedding, which MODEL does not use
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def moments(params, images):
 
 
 def test_corruption_by_hand(params, images):
-    """Latents are samples, scaled and shifted; channels are in diffusers' order; the masked image is gray."""
+    """Latents are sampled, scaled and shifted; channels have diffusers' order; the masked image is gray."""
     vae = dataclasses.replace(SDXL.vae, scaling_factor=0.5, shift_factor=0.25)
     model = SDXL.replace(vae=vae)
     rng = np.random.default_rng(0)
@@ -71,8 +71,8 @@ def test_corruption_by_hand(params, images):
     np.testing.assert_allclose(losses, np.square(predicted - v).mean((1, 2, 3)), rtol=1e-4)
 
 
-def test_one_key_is_one_draw_of_images_and_codes(params, images):
-    """Everything but the latents of the images; codes leave the VAE and the masks to `precompute`."""
+def test_corruption_of_images_and_codes_is_equal_for_one_key(params, images):
+    """All but the latents of the images; for codes, `precompute` runs the VAE and samples masks."""
     corrupt = jax.jit(SDXL.corrupt)
     found, other = corrupt(params, images, KEY), corrupt(params, -images, KEY)
     for name in ("timesteps", "noise", "mask", "prompt", "added"):
@@ -92,7 +92,7 @@ inpaint = jax.jit(lambda model, params, images: model.inpaint(params, images, MA
 def test_inpainting_by_hand(params, images, scale):
     """Two DDIM steps (Song et al. 2021, equation 12) with guidance (Ho and Salimans 2022), decoded.
 
-    In every run weights/test_pipelines.py compares reconstructions without it with those of diffusers.
+    In every run, weights/test_pipelines.py compares reconstructions without guidance with diffusers.
     """
     model = MODEL.replace(prompt="a photo", guidance_scale=scale)
     found = inpaint(model, params, images)
@@ -127,8 +127,8 @@ def decode(params, latents):
 
 
 @pytest.mark.slow
-def test_attackers_samplers(params, images):
-    """A ring fits better the closer it is; a hint leaves the image; more noise another one."""
+def test_samplers_of_attacks(params, images):
+    """A closer ring fits better; a hint keeps the image; more noise changes it."""
     grown = np.zeros((8, 8), bool)
     grown[1:7, 2:8] = True
     model = MODEL.replace(value_range=(-99.0, 99.0))  # nothing is clipped
@@ -146,8 +146,8 @@ def test_attackers_samplers(params, images):
     assert norms.shape == (4,) and np.all(norms > 0)
 
 
-def test_the_vae_is_trained_first(params, images):
-    """By the squared error of the reconstruction and the divergence from a normal distribution."""
+def test_vae_is_trained_first(params, images):
+    """Its loss is the squared error of the reconstruction plus the divergence from a normal distribution."""
     stage, second = MODEL.replace(kl_weight=0.5).pretraining_stages()
     assert (stage.name, stage.trained, second.trained) == ("vae", ("vae",), ("encoder", "decoder"))
     inputs = jax.jit(stage.prepare)({}, images, KEY)
@@ -166,7 +166,7 @@ def config(**model):
     return parse_config(dict(model=given, data=data, pretrain={n: {"steps": 1} for n in ("vae", "model")}))
 
 
-def test_a_prompt_for_every_class():
+def test_prompt_for_every_class():
     found = config(prompts=("", "a photo of {class}"), unet={"heads": (4, 4, 4, 4)}).model
     assert found.prompts == ("", "a photo of bob", "a photo of eve")
     assert found.unet.heads[0] == 4 and found.unet.block_out_channels[0] == 320
@@ -187,6 +187,6 @@ def test_a_prompt_for_every_class():
         (dict(unet={"head": 3}), "config.model.unet.head does not exist"),
     ],
 )
-def test_models_that_cannot_be(fields, sentence):
+def test_invalid_models(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         config(**fields)

@@ -1,4 +1,4 @@
-"""The networks of latent diffusion against arrays of diffusers, block by block."""
+"""The networks of latent diffusion compared with arrays of diffusers, block by block."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def close(found, expected, tolerance):
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["sd15", soak("sd2"), "sdxl"])
 def test_unet_block_by_block(style):
-    """In every run weights/test_pipelines.py compares images of all three."""
+    """In every run, weights/test_pipelines.py compares images of all three."""
     case = Case("latent_unet")
     sizes, keys = UNetSizes.from_json(case.config[style]), case.description["keys"][style]
     inputs, keep = unet_inputs(sizes), dict(capture_intermediates=True)
@@ -93,7 +93,7 @@ SDXL |= dict(linear_projection=True, added_time_dim=256, added_dim=2816)
 
 @pytest.mark.parametrize(("fields", "millions"), [({}, 859.54), soak(SDXL, 2567.48)])
 def test_published_sizes(fields, millions):
-    """Parameters of the U-Nets of Stable Diffusion 1.5 and XL as diffusers counts them; blocks: above."""
+    """Parameter counts of the U-Nets of Stable Diffusion 1.5 and XL match diffusers; blocks: above."""
     sizes = UNetSizes(**fields)
     inputs = jnp.zeros((1, 8, 8, 9)), jnp.zeros(1), jnp.zeros((1, 1, sizes.cross_attention_dim))
     added = {"pooled": jnp.zeros((1, 1280)), "sizes": jnp.zeros((1, 6))}
@@ -166,7 +166,7 @@ def test_text_encoder(activation):
     module = TextEncoder.from_json(case.config | {"hidden_act": activation}, projected=True)
     ids = np.array(case.description["tokens"])
     params = mapping.to_flax(TEXT_TABLE, case.state_dict(), shapes(module, ids))
-    modules = module, module.clone(end=2)  # of the oldest files, where the largest id ends a prompt
+    modules = module, module.clone(end=2)  # the oldest files, where the largest id ends a prompt
     features, oldest = jax.jit(lambda params: [m.apply({"params": params}, ids) for m in modules])(params)
     close(features.last, case[f"{activation}/last"], 1e-5)
     close(features.penultimate, case[f"{activation}/hidden_2"], 1e-5)
@@ -186,12 +186,12 @@ def test_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("padding", ["<|endoftext|>", "!"])
-def test_transformers_makes_the_same_tokens(tmp_path, padding):
+def test_tokens_match_transformers(tmp_path, padding):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     write_tokenizer(tmp_path / "x", padding)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "x")
-    theirs.save_pretrained(tmp_path / "saved")  # tokenizer.json alone
+    theirs.save_pretrained(tmp_path / "saved")  # only tokenizer.json
     texts = ["", "A  photo of bob's 42 cats!", "photo of a photo of a photo of a photo of", "\n caf\u00e9 "]
     expected = theirs(texts, padding="max_length", max_length=12, truncation=True).input_ids
     for name in ("x", "saved"):

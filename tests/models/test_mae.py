@@ -1,4 +1,4 @@
-"""MAE against facebookresearch/mae on `mae_tiny`, and its properties."""
+"""MAE compared with facebookresearch/mae on `mae_tiny`, and its properties."""
 
 import functools
 
@@ -75,11 +75,11 @@ def test_masking_keeps_each_patch_equally_often():
     noise = jax.random.uniform(jax.random.key(0), (4000, 16))
     kept, _ = random_masking(noise, 4)
     counts = np.bincount(np.asarray(kept).ravel(), minlength=16)
-    # 4,000 draws of 4 out of 16: mean 1,000, standard deviation 27.
+    # 4,000 samples of 4 out of 16: mean 1,000, standard deviation 27.
     assert abs(counts - 1000).max() < 5 * 27
 
 
-def test_restore_ignores_hidden_pixels_and_keeps_visible_ones(params):
+def test_inpaint_ignores_hidden_pixels_and_keeps_visible_pixels(params):
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     mask = np.zeros((32, 32), bool)
     mask[8:24, 8:24] = True
@@ -91,8 +91,8 @@ def test_restore_ignores_hidden_pixels_and_keeps_visible_ones(params):
     assert np.abs(restored - images)[:, mask].max() > 0.01
 
 
-def test_pixel_statistics_are_taken_out_and_put_back(params):
-    """A model with pixel statistics on raw images = one without on normalised images."""
+def test_pixel_normalization_is_undone(params):
+    """A model with pixel statistics on raw images equals a model without them on normalized images."""
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     model = TINY.replace(pixel_mean=mean, pixel_std=std)
@@ -111,6 +111,6 @@ def test_pixel_statistics_are_taken_out_and_put_back(params):
 @pytest.mark.parametrize(
     "wrong", [dict(image_size=30), dict(num_heads=5), dict(mask_ratio=1.0), dict(dtype="int8")]
 )
-def test_impossible_sizes_are_refused(wrong):
+def test_invalid_sizes_are_rejected(wrong):
     with pytest.raises(ValueError):
         TINY.replace(**wrong)

@@ -1,4 +1,4 @@
-"""MAGE against the release on `mage_tiny` and `mage_unlearn_loss`, and its properties."""
+"""MAGE compared with the release on `mage_tiny` and `mage_unlearn_loss`, and its properties."""
 
 import functools
 
@@ -24,7 +24,7 @@ DIGITS = MAGE(image_size=16, num_res_blocks=1, **SIZES, **TOKENIZER, **EXACT)
 
 
 def state_dict(prefix: str = "") -> dict[str, np.ndarray]:
-    """The weights of all MAGE cases; with "teacher:" the teacher's, but the student's tokenizer."""
+    """Return the weights of all MAGE cases; "teacher:" is the teacher's with the student's tokenizer."""
     fixed = {
         "pos_embed": sincos_position_table(48, 16)[None],
         "decoder_pos_embed": sincos_position_table(48, 16)[None],
@@ -47,7 +47,7 @@ corrupt_digits = jax.jit(DIGITS.corrupt)
 
 @functools.cache
 def random_params(model: MAGE):
-    """Norms that only normalise, no biases, normal kernels; drawing them with JAX takes longer."""
+    """Unit scales, zero biases and normal kernels; sampling with JAX would be slower."""
     rng = np.random.default_rng(0)
 
     def leaf(path, shape):
@@ -87,7 +87,7 @@ def assert_gradients(grads, case, prefix):
             assert np.abs(grad - expected).max() <= 1e-5 * np.abs(expected).max(), key
 
 
-def test_ids_follow_from_the_codebook_size():
+def test_ids_are_determined_by_the_codebook_size():
     names = ("fake_class_label", "mask_token_label", "vocab_size")
     expected = tuple(CASE.description["derived"][name] for name in names)
     assert (TINY.class_id, TINY.mask_id, TINY.vocabulary) == expected
@@ -123,7 +123,7 @@ def test_latent_logits_loss_and_gradients(params, corrupted):
 
 
 def test_same_key_gives_same_masks_for_other_images(digits):
-    """Student and teacher must see the same draw of T, of which only the codes may differ."""
+    """Student and teacher must receive the same sample of T; only the codes may differ."""
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
     given = ((images, 3), (np.zeros_like(images), 3), (images, 4))
     a, b, other = (jax.device_get(corrupt_digits(digits, x, jax.random.key(seed))) for x, seed in given)
@@ -134,8 +134,8 @@ def test_same_key_gives_same_masks_for_other_images(digits):
     assert np.any(a["masked"] != other["masked"]) and other["ids"].shape == a["ids"].shape
 
 
-def test_masked_share_is_a_truncated_normal(digits):
-    """16 tokens: half dropped, ⌈16 share⌉ masked, the same in a batch; SciPy has the mean."""
+def test_masked_fraction_is_a_truncated_normal(digits):
+    """16 tokens: half dropped, ⌈16 · fraction⌉ masked, equal within a batch; the mean is from SciPy."""
     images = np.zeros((2, 16, 16, 3), np.float32)
     keys = jax.random.split(jax.random.key(0), 2000)
     draw = jax.jit(jax.vmap(lambda key: DIGITS.corrupt(digits, images, key)["masked"].sum(1)))
@@ -143,15 +143,15 @@ def test_masked_share_is_a_truncated_normal(digits):
     np.testing.assert_array_equal(counts[:, 0], counts[:, 1])
     law = stats.truncnorm((0.5 - 0.55) / 0.25, (1.0 - 0.55) / 0.25, loc=0.55, scale=0.25)
     edges = np.arange(8, 17) / 16
-    probability = np.diff(law.cdf(edges))  # of 9, 10, …, 16 masked tokens
+    probability = np.diff(law.cdf(edges))  # probability of 9, 10, …, 16 masked tokens
     observed = np.bincount(counts[:, 0], minlength=17)
     assert observed[:9].sum() == 0
     deviation = np.sqrt(2000 * probability * (1 - probability))
     assert np.all(np.abs(observed[9:] - 2000 * probability) < 5 * deviation)
 
 
-def test_dropout_is_applied_as_drawn():
-    """An encoder without blocks by hand: channels that dropout keeps are scaled by 1 / 0.9."""
+def test_dropout_is_applied_as_sampled():
+    """An encoder without blocks: channels that dropout keeps are scaled by 1 / 0.9."""
     model = DIGITS.replace(depth=0)
     params = random_params(model)
     corrupted = jax.jit(model.corrupt)(params, np.zeros((64, 16, 16, 3)), jax.random.key(0))
@@ -193,12 +193,12 @@ corrupt_painted, tokenize_painted = jax.jit(PAINTED.corrupt), jax.jit(PAINTED.to
 
 
 def pixels(tokens):
-    """`[batch, 16]` → `[batch, 16, 16, 1]`: a token stands for 4×4 pixels."""
+    """Expand `[batch, 16]` to `[batch, 16, 16, 1]`: a token covers 4×4 pixels."""
     return np.kron(np.asarray(tokens).reshape(-1, 4, 4), np.ones((4, 4), bool))[..., None]
 
 
-def test_visible_tokens_are_those_of_restoration(digits):
-    """The image painted in NumPy, tokenised, with the mask token where hidden; targets of whole images."""
+def test_visible_tokens_match_inpainting(digits):
+    """The image filled in NumPy, then tokenized, mask tokens where hidden; targets of complete images."""
     a, b = np.random.default_rng(0).random((2, 3, 16, 16, 3), np.float32)
     key, color = jax.random.key(1), np.array(PAINTED.hole_color, np.float32).reshape(1, 1, 1, 3)
     corrupted = jax.device_get(corrupt_painted(digits, a, key))
@@ -212,8 +212,8 @@ def test_visible_tokens_are_those_of_restoration(digits):
     assert np.any(corrupted["targets"][~hidden] != other["targets"][~hidden])
 
 
-def test_tokenizer_is_trained_on_codes_of_painted_and_whole_images(digits):
-    """By hand: latents of the whole image in the hidden squares, of the painted one elsewhere."""
+def test_tokenizer_is_trained_on_filled_and_complete_images(digits):
+    """Latents are those of the complete image in hidden squares, and of the filled image elsewhere."""
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
     stage = PAINTED.pretraining_stages()[0]
     inputs = jax.jit(stage.prepare)({}, images, jax.random.key(1))
@@ -240,6 +240,6 @@ WRONG |= dict(hole_color=(0.5,), dtype="int8", choice_temperature=-1.5, sampling
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_impossible_sizes_are_refused(name):
+def test_invalid_sizes_are_rejected(name):
     with pytest.raises(ValueError, match=str(WRONG[name]).strip("()")):
         TINY.replace(**{name: WRONG[name]})

@@ -1,4 +1,4 @@
-"""Restoration with MAGE against the release on `mage_inpaint_tiny`, and its properties."""
+"""Inpainting with MAGE compared with the release on `mage_inpaint_tiny`, and its properties."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def digits():
 
 @pytest.fixture
 def greedy(monkeypatch):
-    """The reference takes the most likely token and has no noise: Gumbel noise of zero."""
+    """Use zero Gumbel noise, because the reference takes the most likely token without noise."""
     monkeypatch.setattr(jax.random, "gumbel", lambda key, shape: jnp.zeros(shape))
 
 
@@ -46,8 +46,8 @@ def test_schedule():
     np.testing.assert_allclose(SCHEDULE.temperatures, expected, atol=1e-6)
 
 
-def test_schedule_always_fills_in_something():
-    """Few tokens: each step still fills in one, and none but the last leaves nothing masked."""
+def test_every_step_of_the_schedule_decodes_tokens():
+    """With few tokens, each step still decodes one, and only the last step leaves none masked."""
     lengths = decoding.decoding_schedule(16, hidden=4, steps=20, choice_temperature=1.0)[0]
     # cos(π/2 · i/20) < 1/4 for i = 17 … 20, of 16 tokens: ⌊3.7⌋, ⌊2.5⌋, ⌊1.3⌋, 0.
     np.testing.assert_array_equal(lengths, [3, 2, 1, 1])
@@ -70,13 +70,13 @@ def test_blend_weights():
     # Three box blurs, rounded to steps of 1/255, against a true Gaussian.
     blurred = decoding.blend_weights(MASK, margin=3, sigma=7.0)
     np.testing.assert_allclose(blurred, release_blur(weights), atol=0.02)
-    border = ~MASK  # outpainting: what lies outside the image counts as the pixel at its edge
+    border = ~MASK  # outpainting: pixels outside the image are those at its edge
     blurred = decoding.blend_weights(border, margin=0, sigma=7.0)
     np.testing.assert_allclose(blurred, release_blur(border), atol=0.02)
 
 
 def test_every_step(params):
-    """Each step from the reference's own tokens, so that no difference can spread."""
+    """Each step starts from the reference's tokens, so that differences do not accumulate."""
     ids = jnp.asarray(CASE["step_input_ids"][:, 1:])
     logits = jax.jit(TINY.complete)(params, ids)
     np.testing.assert_allclose(logits[0], CASE["step_first_logits"], atol=2e-5)
@@ -93,7 +93,7 @@ def test_every_step(params):
 
     done = step(logits, ids, SCHEDULE.mask_lengths)
     unknown = np.asarray(ids == TINY.mask_id)
-    # All but one of 1,536 tokens lead by more than 1e-4.
+    # All but one of 1,536 tokens have a margin above 1e-4.
     clear = CASE["step_logit_margin"] > 5e-5
     assert clear.sum() >= clear.size - 1
     expected = np.where(unknown, CASE["step_sampled_ids"], ids)
@@ -101,13 +101,13 @@ def test_every_step(params):
     probability = np.exp(done.confidence)
     np.testing.assert_allclose(probability[unknown], CASE["step_selected_probs"][unknown], atol=2e-6)
     assert np.all(np.isinf(np.asarray(done.confidence)[~unknown]))
-    # Log-probabilities on either side of the cut differ by 3.6e-4 and more.
+    # Log-probabilities on either side of the threshold differ by at least 3.6e-4.
     np.testing.assert_array_equal(done.ids == TINY.mask_id, CASE["step_masking"].astype(bool))
 
 
 @pytest.mark.slow
-def test_whole_restoration(params, greedy):
-    """From the image to the image: tokens, steps, decoded image and blending."""
+def test_complete_inpainting(params, greedy):
+    """Image to image: tokens, steps, decoded image and blending."""
 
     @jax.jit
     def ids_and_image(params, images):
@@ -132,10 +132,10 @@ def test_whole_restoration(params, greedy):
     assert difference.min() > -0.01 and difference.max() < 1.01
 
 
-def test_restoration_ignores_hidden_pixels_and_keeps_visible_ones(digits):
+def test_inpaint_ignores_hidden_pixels_and_keeps_visible_pixels(digits):
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     mask = np.zeros((16, 16), bool)
-    mask[4:11, 4:12] = True  # one row of the lower hidden tokens is visible, and stays
+    mask[4:11, 4:12] = True  # one row of the lower hidden tokens is visible and unchanged
     inpaint = jax.jit(lambda params, images, key: DIGITS.inpaint(params, images, mask, key))
     restored = np.asarray(inpaint(digits, images, jax.random.key(0)))
     other = np.where(mask[..., None], 0.5, images).astype(np.float32)
@@ -145,8 +145,8 @@ def test_restoration_ignores_hidden_pixels_and_keeps_visible_ones(digits):
     assert np.any(restored != inpaint(digits, images, jax.random.key(1)))
 
 
-def test_a_draw_fits_the_codes_next_to_the_hidden_ones(digits, monkeypatch):
-    """With logits that depend on the place alone, by hand; the draw is that of inpainting."""
+def test_misfit_of_a_sample_covers_codes_next_to_hidden_ones(digits, monkeypatch):
+    """Logits depend only on the position; the sample is that of inpainting."""
     logits = np.random.default_rng(1).normal(size=(1, 16, 8)).astype(np.float32)
     monkeypatch.setattr(type(DIGITS), "complete", lambda self, params, ids: jnp.asarray(logits))
     images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
@@ -163,13 +163,13 @@ def test_a_draw_fits_the_codes_next_to_the_hidden_ones(digits, monkeypatch):
     np.testing.assert_allclose(misfit, [-expected], rtol=1e-5)
 
 
-def test_outpainting_keeps_what_lies_beyond_the_blending_zone(digits):
+def test_outpainting_keeps_pixels_outside_the_blending_zone(digits):
     model = DIGITS.replace(blend_margin=1, blend_sigma=0.5)
     images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
     mask = np.ones((16, 16), bool)
     mask[2:14, 2:14] = False
     restored = jax.jit(lambda params: model.inpaint(params, images, mask, jax.random.key(0)))(digits)
-    # A margin of one pixel, and SciPy cuts the Gaussian off after four standard deviations.
+    # The margin is one pixel, and SciPy truncates the Gaussian after four standard deviations.
     np.testing.assert_allclose(restored[:, 5:11, 5:11], images[:, 5:11, 5:11], atol=1e-6)
     assert np.abs(restored - images)[:, 2].max() > 1e-3
 
@@ -178,8 +178,8 @@ def test_outpainting_keeps_what_lies_beyond_the_blending_zone(digits):
     "temperature, frequencies", [(1, [0.5, 0.3, 0.2]), (0.5, np.array([25, 9, 4]) / 38), (0, [1, 0, 0])]
 )
 def test_sampling_follows_the_softmax(temperature, frequencies):
-    """Constant logits for all tokens: the drawn codes have the softmax's frequencies, which at
-    temperature ½ are the squares, normalised."""
+    """With constant logits for all tokens, sampled codes have the softmax's frequencies, which at
+    temperature ½ are the normalized squares."""
     logits = np.log([0.5, 0.3, 0.2]).astype(np.float32)
     ids = jnp.full((200, 64), 9)
     last = decoding.Schedule(np.zeros(1, np.int32), np.zeros(1, np.float32))
@@ -194,8 +194,8 @@ def test_sampling_follows_the_softmax(temperature, frequencies):
     np.testing.assert_allclose(share, frequencies, atol=5 * np.sqrt(0.25 / drawn.size))
 
 
-def test_noise_decides_between_certain_tokens():
-    """By hand: three tokens equally certain, one of them pushed above the others by noise."""
+def test_noise_orders_equally_confident_tokens():
+    """Three tokens are equally confident; noise raises one of them above the others."""
     logits = jnp.zeros((1, 4, 2))
     noise = jnp.array([[0.0, 3.0, 1.0, 2.0]])
     ids = jnp.array([[1, 5, 5, 5]])
@@ -206,7 +206,7 @@ def test_noise_decides_between_certain_tokens():
     np.testing.assert_allclose(done.confidence, expected, atol=1e-6)
 
 
-def test_masks_that_cannot_be_restored_are_refused(digits):
+def test_masks_that_hide_everything_are_rejected(digits):
     images = jnp.zeros((1, 16, 16, 3))
     with pytest.raises(ValueError, match="shape"):
         DIGITS.inpaint(digits, images, np.zeros((8, 8), bool), jax.random.key(0))

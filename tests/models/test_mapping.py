@@ -1,4 +1,4 @@
-"""The engine on tables made up here."""
+"""Conversion of weights with synthetic tables."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def state_dict():
     }
 
 
-def test_in_and_out():
+def test_conversion_round_trip():
     params = mapping.to_flax(TABLE, state_dict(), TARGET, 5)
     kernel = params["encoder"]["block_10_1"]["kernel"]
     assert kernel[2, 1] == -5  # input 2, output 1
@@ -47,7 +47,7 @@ def test_in_and_out():
         assert back[key].flags.c_contiguous
 
 
-def test_both_sides_of_a_mismatch_are_listed():
+def test_mismatch_lists_unexpected_and_missing_keys():
     wrong = state_dict() | {"surplus": np.zeros(1, np.float32)}
     del wrong["token"]
     with pytest.raises(UserError, match=r"Without a place in the model: surplus\..*value: token\."):
@@ -55,20 +55,20 @@ def test_both_sides_of_a_mismatch_are_listed():
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1), (6,), (2, 4)])
-def test_wrong_shapes_name_both(shape):
+def test_wrong_shapes_are_listed_with_expected_shapes(shape):
     wrong = state_dict() | {"blocks.0.special.weight": np.zeros(shape, np.float32)}
     with pytest.raises(UserError) as error:
         mapping.to_flax(TABLE, wrong, TARGET, 5)
     assert f"blocks.0.special.weight {shape}, not (2, 3)" in str(error.value)
 
 
-def test_ignored_keys_are_dropped_and_not_invented():
+def test_ignored_keys_are_dropped_on_import_and_not_exported():
     more = {"head.weight": np.zeros(9, np.float32), "bn.num_batches_tracked": np.zeros((), np.int64)}
     params = mapping.to_flax(TABLE, state_dict() | more, TARGET, 5)
     assert mapping.to_torch(TABLE, params, 5).keys() == state_dict().keys()
 
 
-def test_a_constant_must_be_right_if_it_is_there():
+def test_constant_must_match_if_present():
     without = state_dict()
     table = without.pop("table")
     mapping.to_flax(TABLE, without, TARGET, 5)
@@ -85,8 +85,8 @@ def test_a_constant_must_be_right_if_it_is_there():
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
 @pytest.mark.parametrize("stored", [None, np.float32])
-def test_a_constant_may_be_rounded_to_half_precision(dtype, stored):
-    """Now or earlier: a float32 file may hold values that were float16 or bfloat16 once."""
+def test_constant_rounded_to_half_precision_is_accepted(dtype, stored):
+    """This includes float32 files with values that were previously float16 or bfloat16."""
     table = np.linspace(0, 1, 50, dtype=np.float32).astype(dtype)
     rounded = state_dict() | {"table": table if stored is None else table.astype(stored)}
     mapping.to_flax(TABLE, rounded, TARGET, 50)
@@ -100,12 +100,12 @@ def test_export_in_half_precision_keeps_exact_constants():
     assert dtypes == {key: np.float16 for key in state_dict()} | {"exact": np.float32}
 
 
-def test_a_parameter_without_a_rule_is_our_own_mistake():
+def test_parameter_missing_from_the_table_raises_value_error():
     with pytest.raises(ValueError, match="decoder/unknown"):
         mapping.to_torch(TABLE, {"decoder": {"unknown": np.zeros(1)}}, 5)
 
 
-def test_nothing_is_read_before_everything_fits():
+def test_no_value_is_read_before_shapes_are_checked():
     class Unreadable:
         shape = (7,)
 

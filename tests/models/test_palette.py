@@ -1,4 +1,4 @@
-"""Palette's restoration against the release on `palette_process`, and the model's properties."""
+"""Palette's inpainting compared with the release on `palette_process`, and the model's properties."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tests.reference_arrays import Case, nhwc
 CASE = Case("palette_process")
 IMAGES = nhwc(CASE["y_0"])
 MASK = CASE["mask"][0, 0].astype(bool)
-FILLING = nhwc(CASE["y_cond"])  # only the part inside the mask is read
+FILLING = nhwc(CASE["y_cond"])  # only pixels inside the mask are read
 SIX_STEPS = TINY.replace(sampling_steps=6, sampling_linear_start=0.01, sampling_linear_end=0.5)
 SIZES = dict(inner_channel=8, channel_mults=(1,), res_blocks=1, attn_res=(), num_head_channels=8)
 SIZES |= dict(image_size=16, channels=1, norm_groups=4, hole_bank_size=3)
@@ -29,7 +29,7 @@ def student():
 
 
 def test_predicted_noise(student):
-    """At the noise levels of t = 500, 20 and 0; the step from there is tested with `diffusion`."""
+    """Noise levels of t = 500, 20 and 0; reverse steps are tested in test_diffusion.py."""
     inputs = np.concatenate([FILLING, nhwc(CASE["ps/y_t"])], axis=-1)
     predict = jax.jit(lambda params, gamma: TINY.predict(params, {"inputs": inputs, "gamma": gamma}))
     for t in (500, 20, 0):
@@ -38,8 +38,8 @@ def test_predicted_noise(student):
 
 
 @pytest.mark.slow
-def test_six_step_restoration(student):
-    last = np.full((1, *IMAGES.shape), 5, np.float32)  # must not be used: no noise in the last step
+def test_six_step_inpainting(student):
+    last = np.full((1, *IMAGES.shape), 5, np.float32)  # must not be used, because the last step has no noise
     noises = jnp.asarray(np.concatenate([np.moveaxis(CASE["rest/noises"], 2, -1), last]))
     draw = noises.__getitem__
     restore_six = jax.jit(lambda params, images: SIX_STEPS.inpaint_with(params, images, MASK, FILLING, draw))
@@ -65,8 +65,8 @@ def digit_images():
     return np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
 
 
-def test_ddim_restores_by_the_textbook(digits, digit_images):
-    """A new model predicts no noise: x̂₀ = y/√γ clipped (not all of it), then Song et al. 2021, eq. 12."""
+def test_ddim_inpainting_matches_its_definition(digits, digit_images):
+    """A new model predicts zero noise: x̂₀ = y/√γ, partly clipped, then Song et al. 2021, eq. 12."""
     mild = dict(timesteps=10, linear_start=0.02, linear_end=0.12)
     model = DIGITS.replace(**mild)
     mask = np.zeros((16, 16), bool)
@@ -88,8 +88,8 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
 
 
 @pytest.mark.slow
-def test_an_attackers_sampler_is_the_published_one_or_starts_from_a_hint(digits, digit_images):
-    """A new model predicts no noise: after the last step x̂₀ = y/√γ clipped is what remains."""
+def test_sampler_of_attacks_with_and_without_a_hint(digits, digit_images):
+    """A new model predicts zero noise: the last step returns x̂₀ = y/√γ, clipped."""
     ancestral = dict(sampler="ancestral", sampling_linear_start=0.1, sampling_linear_end=0.3)
     model = dataclasses.replace(DIGITS, **ancestral)
     mask, key = np.zeros((16, 16), bool), jax.random.key(8)
@@ -109,7 +109,7 @@ def test_an_attackers_sampler_is_the_published_one_or_starts_from_a_hint(digits,
     np.testing.assert_array_equal(norm, 0)
 
 
-def test_a_draw_fits_the_ring_that_it_was_not_given(digits, digit_images):
+def test_misfit_of_a_sample_covers_the_ring_around_the_mask(digits, digit_images):
     mask, grown = np.zeros((2, 16, 16), bool)
     mask[4:12, 4:12], grown[3:13, 3:13] = True, True
     key = jax.random.key(8)
@@ -125,7 +125,7 @@ def test_a_draw_fits_the_ring_that_it_was_not_given(digits, digit_images):
 
 
 def test_pretraining_a_new_model(digits, digit_images):
-    """A new model predicts no noise, so that its loss is the square of the noise in the mask."""
+    """A new model predicts zero noise, so its loss is the squared noise in the mask."""
     (stage,) = DIGITS.pretraining_stages()
     inputs = jax.device_get(jax.jit(stage.prepare)(digits, digit_images, jax.random.key(1)))
     noise, mask = inputs["corrupted"]["noise"], inputs["corrupted"]["mask"]
@@ -133,8 +133,8 @@ def test_pretraining_a_new_model(digits, digit_images):
     np.testing.assert_allclose(jax.jit(stage.loss)(digits, inputs), expected, rtol=1e-5)
 
 
-def test_same_key_gives_same_draw_for_other_images(digits, digit_images):
-    """Student and teacher must see the same mask, noise level and noises."""
+def test_same_key_gives_same_corruption_for_other_images(digits, digit_images):
+    """Student and teacher must receive the same mask, noise level and noise."""
     key = jax.random.key(3)
     a, b = (jax.device_get(corrupt(digits, x, key)) for x in (digit_images, np.zeros_like(digit_images)))
     for name in ("mask", "gamma", "noise"):
@@ -145,7 +145,7 @@ def test_same_key_gives_same_draw_for_other_images(digits, digit_images):
 
 
 @pytest.mark.parametrize("where", ["hole", "everywhere"])
-def test_what_the_teacher_sees_of_forget_images(digits, digit_images, where):
+def test_teacher_input_for_forget_images(digits, digit_images, where):
     model = DIGITS.replace(teacher_noise=where)
     key, noise = jax.random.key(3), np.full_like(digit_images, 0.5)
     corrupted = jax.device_get(corrupt(digits, digit_images, key))
@@ -161,16 +161,16 @@ def test_what_the_teacher_sees_of_forget_images(digits, digit_images, where):
     np.testing.assert_allclose(found["inputs"], expected, atol=5e-7)
 
 
-def test_noise_levels_are_drawn_evenly_over_the_steps():
+def test_noise_levels_are_uniform_over_the_steps():
     masks = {"holes": np.ones((1, 2, 2), bool)}
     drawn = draw(masks, (8000, 2, 2, 1), jax.random.key(0))["gamma"]
     gammas = np.cumprod(1 - np.linspace(1e-6, 0.01, 2000))
     counts, _ = np.histogram(np.asarray(drawn), np.float32(gammas[::-1][[0, 500, 1000, 1500, 1999]]))
-    # 8,000 draws into four ranges of 500 steps: mean 2,000, standard deviation 39.
+    # 8,000 samples in four ranges of 500 steps: mean 2,000, standard deviation 39.
     assert counts.sum() == 8000 and abs(counts - 2000).max() < 5 * 39
 
 
-def test_masks_are_mirrored_and_transposed():
+def test_masks_are_flipped_and_transposed():
     mask = np.zeros((4, 4), bool)
     mask[0, :3] = mask[1, 0] = True
     drawn = draw({"holes": mask[None]}, (200, 4, 4, 1), jax.random.key(0))["mask"]
@@ -186,6 +186,6 @@ TOGETHER += [dict(inner_channel=33, norm_groups=33, num_head_channels=33)]
 
 
 @pytest.mark.parametrize("wrong", [*({name: value} for name, value in ALONE.items()), *TOGETHER])
-def test_impossible_fields_are_refused(wrong):
+def test_invalid_fields_are_rejected(wrong):
     with pytest.raises(ValueError):
         TINY.replace(**wrong)

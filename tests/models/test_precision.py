@@ -1,4 +1,4 @@
-"""bfloat16 where it belongs: what is rounded, what is not, and what rounding beforehand changes (nothing)."""
+"""bfloat16: which arrays are rounded, and no effect of rounding parameters in advance."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ FLOAT32 = {
         *("vae/encoder/conv_out", "vae/decoder/conv_out", "vae/quant_conv", "vae/post_quant_conv"),
     },
 }
-"""Modules with kernels that stay float32."""
+"""Modules whose kernels stay float32."""
 
 exact_jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
-"""`jax.jit` that rounds where the program says so: XLA leaves out rounding that it sees undone."""
+"""`jax.jit` that keeps explicit rounding, which XLA would otherwise remove."""
 
 
 def low(family):
@@ -36,7 +36,7 @@ def low(family):
 
 @pytest.fixture(scope="module", params=["mae", *map(soak, ("mage", "palette", "latent_diffusion"))])
 def case(request):
-    """A family, its parameters, and by precision its features; in bfloat16 gradient and prediction, too."""
+    """A family, its parameters, its features by precision, and gradient and prediction in bfloat16."""
     family = request.param
     params, (batch,) = params_of(MODELS[family]), images_of(family, 1, 4)
     corrupted = exact_jit(MODELS[family].corrupt)(params, batch["retain"], jax.random.key(0))
@@ -57,9 +57,9 @@ def case(request):
     return family, params, results
 
 
-def test_rounding_beforehand_changes_nothing(case):
-    """The layers round the same numbers: features and predictions are bit for bit the same, and gradients
-    but for one rounding to bfloat16."""
+def test_casting_parameters_in_advance_has_no_effect(case):
+    """The layers round the same values: features and predictions are bit-identical, and gradients are equal
+    up to one rounding to bfloat16."""
     _, _, results = case
     for i in (0, 2):
         jax.tree.map(np.testing.assert_array_equal, results["rounded before"][i], results["bfloat16"][i])
@@ -69,7 +69,7 @@ def test_rounding_beforehand_changes_nothing(case):
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_kernels_and_their_biases_are_rounded_and_nothing_else(family):
+def test_only_kernels_and_their_biases_are_rounded(family):
     params = params_of(MODELS[family])
     flat = flatten_dict(low(family).in_compute_dtype(params), sep="/")
     for name, value in flat.items():
@@ -91,8 +91,8 @@ def test_kernels_and_their_biases_are_rounded_and_nothing_else(family):
     assert jax.eval_shape(model.predict, rounded, corrupted).dtype == np.float32
 
 
-def test_what_the_loss_reads_is_close_to_float32(case):
-    """bfloat16 has 8 bits: products of some dozen numbers, a few in a row, are right to some per cent."""
+def test_loss_inputs_are_close_to_float32(case):
+    """bfloat16 has 8 bits: a few consecutive products of dozens of values are accurate to a few percent."""
     _, _, results = case
     exact, rounded = results["float32"], results["bfloat16"]
     for one, other in zip(jax.tree.leaves(exact[0]), jax.tree.leaves(rounded[0]), strict=True):
@@ -101,7 +101,7 @@ def test_what_the_loss_reads_is_close_to_float32(case):
 
 
 def test_gelu():
-    """GPUs compute it in float32, others as JAX does; for gradients in bfloat16 its input alone is kept."""
+    """GPUs compute it in float32, others as JAX does; for bfloat16 gradients, only the input is saved."""
     x = np.linspace(-6, 6, 1001, dtype=np.float32)
     exact = x * scipy.stats.norm.cdf(x)
     np.testing.assert_allclose(gelu_by_erf(x), exact, atol=1e-6)

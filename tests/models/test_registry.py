@@ -1,4 +1,4 @@
-"""Model families: the built-in ones, and one that a user's module adds."""
+"""Model families: built-in families, and a family registered by a user's module."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ from l2l_jax.weights.transfer import export_model
 from tests.models.test_mae import TINY, tiny_params
 
 
-def test_a_family_from_outside_is_saved_and_loaded_but_not_exported(tmp_path, monkeypatch):
-    """examples/plugins.py has a family that is trained, too."""
+def test_user_defined_family_can_be_saved_and_loaded(tmp_path, monkeypatch):
+    """examples/plugins.py has a family that can also be trained."""
     monkeypatch.setattr(FAMILIES, "_classes", dict(FAMILIES._classes))
 
     @FAMILIES.register("plain")
@@ -36,7 +36,7 @@ def test_a_family_from_outside_is_saved_and_loaded_but_not_exported(tmp_path, mo
 
 
 @pytest.mark.parametrize("family", [*FAMILIES])
-def test_defaults_are_the_published_sizes_and_variants_fit(family):
+def test_default_sizes_are_published_sizes_and_variants_are_valid(family):
     cls = FAMILIES[family]
     formats, defaults = cls.FORMATS[0].published, cls().as_fields()
 
@@ -49,7 +49,7 @@ def test_defaults_are_the_published_sizes_and_variants_fit(family):
         cls(**fields)
 
 
-def test_a_name_is_registered_once():
+def test_duplicate_name_is_rejected():
     shapes = Registry("shape")
     shapes.register("square")(int)
     with pytest.raises(ValueError, match="already registered by int"):

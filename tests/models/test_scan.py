@@ -1,4 +1,4 @@
-"""Blocks in a loop, or computed again in the backward pass: the same numbers, less code, less memory."""
+"""Scanned and rematerialized blocks: equal results, smaller programs, less memory."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ from tests.matrix import soak
 from tests.train.families import MODELS, images_of, params_of
 
 BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-"""On CPU, XLA removes the barriers that keep it from doing early what is to be done late, as GPUs and TPUs
-do it; without that pass its memory shows what they save."""
+"""On CPU, XLA removes the barriers that prevent early recomputation; GPUs and TPUs keep
+them. Without that pass, the memory on CPU shows the savings."""
 
 
 def corrupted(family, params, rows=8):
-    """Inputs of the encoder; of latents, arrays of the right shapes."""
+    """Return encoder inputs; for latent diffusion, arrays with the shapes of latents."""
     if family == "latent_diffusion":
         latents = np.random.default_rng(0).standard_normal((rows, 4, 4, 9), np.float32)
         words = params["prompts"]["words"][np.arange(rows) % 2]
@@ -26,7 +26,7 @@ def corrupted(family, params, rows=8):
 
 
 def gradients(model, params, inputs, options=None):
-    """A value that depends on all features, its gradient in the encoder, and the program."""
+    """Return a scalar that depends on all features, its gradient for the encoder, and the program."""
 
     def value(encoder):
         return sum(jnp.square(x).mean() for x in jax.tree.leaves(model.encode(encoder, inputs)))
@@ -50,15 +50,15 @@ DEEP["latent_diffusion"] = dict(unet=dataclasses.replace(UNET, transformer_layer
     [("mae", (False,)), ("latent_diffusion", (True,))]
     + [soak(family, (False, True)) for family in ("mae", "mage", "latent_diffusion")],
 )
-def test_the_loop_gives_the_same_gradients(family, remats):
-    """MAGE's blocks are those of MAE; test_published_configs.py trains it in the loop in every run."""
+def test_scan_gives_the_same_gradients(family, remats):
+    """MAGE has the blocks of MAE; test_published_configs.py trains it with scan in every run."""
     deep = MODELS[family].replace(**DEEP[family])
     params = params_of(deep)
     inputs = corrupted(family, params)
     expected, plain = gradients(deep, params, inputs)
     for remat in remats:
         model = deep.replace(scan=True, remat=remat)
-        assert jax.tree.structure(model.shapes()) == jax.tree.structure(params)  # on disk they are the same
+        assert jax.tree.structure(model.shapes()) == jax.tree.structure(params)  # the same when stored
         found, looped = gradients(model, params, inputs)
         close(found, expected)
         assert looped.as_text().count(" dot(") < 0.7 * plain.as_text().count(" dot(")  # two blocks, not four
@@ -70,7 +70,7 @@ DEEPER["latent_diffusion"] = {}
 
 @pytest.mark.parametrize("family", ["mae", soak("palette"), soak("latent_diffusion")])
 def test_remat_needs_less_memory_for_the_same_gradients(family):
-    """MAGE's blocks are those of MAE; the U-Nets' are compared in soak alone."""
+    """MAGE has the blocks of MAE; those of U-Nets are compared only in soak tests."""
     model = MODELS[family].replace(**DEEPER[family])
     params = params_of(model)
     inputs = corrupted(family, params, 32)

@@ -1,4 +1,4 @@
-"""The U-Net against guided diffusion's on `palette_unet_tiny`, and its state dict."""
+"""The U-Net compared with guided diffusion on `palette_unet_tiny`, and its state dict."""
 
 import jax
 import numpy as np
@@ -20,11 +20,11 @@ BLOCKS = {
     "encoder": {"middle_block_0": "middle_res0", "middle_block_1": "middle_attn"},
     "decoder": {f"output_blocks_{i}_{j}": f"out_block_{i}" for i, j in enumerate((1, 2, 0, 0))},
 }
-"""Where the reference arrays of single blocks are to be found in our modules."""
+"""Our modules by name of the reference arrays of single blocks."""
 
 
 def parts_of(model):
-    """Shapes of what the state dict holds: everything but the bank of masks."""
+    """Return shapes of the parts in the state dict: all except the mask bank."""
     return {part: model.shapes()[part] for part in ("encoder", "decoder")}
 
 
@@ -53,13 +53,13 @@ def test_features_embedding_prediction_and_single_blocks():
 
 
 def network(betas):
-    """`Network.state_dict()` while unlearning: student, teacher and the schedule's buffers."""
+    """Return `Network.state_dict()` during unlearning: student, teacher and the schedule's buffers."""
     unet = CASE.state_dict()
     teacher = {f"teacher_denoise_fn.{key}": np.zeros_like(value) for key, value in unet.items()}
     return {f"denoise_fn.{key}": value for key, value in unet.items()} | teacher | schedule_buffers(betas)
 
 
-def test_checkpoint_of_another_schedule_is_refused():
+def test_checkpoint_with_another_schedule_is_rejected():
     checkpoint = convert.Format().unwrap(network(beta_schedule("linear", 2000, 1e-4, 0.09)))
     with pytest.raises(UserError, match="gammas is not the fixed table.*Set schedule, timesteps"):
         mapping.to_flax(convert.TABLE, checkpoint, parts_of(TINY), TINY)

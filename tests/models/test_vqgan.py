@@ -1,4 +1,4 @@
-"""VQGAN against the tokenizer of MAGE on `mage_tiny`, and its properties."""
+"""VQGAN compared with the tokenizer of MAGE on `mage_tiny`, and its properties."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_latents_tokens_reconstruction_and_decoding():
     latents, ids, (restored, loss), decoded, vectors = compute(variables)
     np.testing.assert_allclose(latents, nhwc(CASE["vq_prequant"]), atol=2e-5)
     assert ids.shape == (2, 16, 16) and ids.dtype == jnp.int32
-    # The least margin between the two nearest codes is 6e-4, far above float error.
+    # The minimum margin between the two nearest codes is 6e-4, far above float error.
     np.testing.assert_array_equal(ids, given)
     np.testing.assert_allclose(restored, nhwc(CASE["vq_decoded"]), atol=3e-5)
     assert loss.shape == (2,)
@@ -43,7 +43,7 @@ def test_latents_tokens_reconstruction_and_decoding():
 
 
 def test_gradients_of_the_quantizer():
-    """By hand: straight through for the latents, and each code loss on its own side only."""
+    """Straight-through gradients for the latents; each code loss has a gradient on one side only."""
     rng = np.random.default_rng(0)
     latent, weight = rng.standard_normal((2, 2, 2, 2, 3), np.float32)
     codes = rng.standard_normal((5, 3), np.float32)

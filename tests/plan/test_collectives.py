@@ -1,4 +1,4 @@
-"""Reading collectives out of compiled programs whose traffic is known by construction."""
+"""Collectives of compiled programs whose traffic is known by construction."""
 
 import functools
 
@@ -20,8 +20,8 @@ def compiled(function, sizes, rows):
     return collectives(Program(program.lower(jnp.ones((rows, 6))).compile().as_text()))
 
 
-def test_each_kind_is_read_with_its_size_and_its_devices():
-    """8 devices hold 4 rows of 6 floats, 96 bytes, each; four of them share a place on "data"."""
+def test_size_and_devices_of_each_kind():
+    """8 devices have 4 rows of 6 floats each, 96 bytes; four of them have the same index on "data"."""
 
     def function(x):
         total = jax.lax.psum(x, ("data", "fsdp"))
@@ -49,7 +49,7 @@ def test_each_kind_is_read_with_its_size_and_its_devices():
     }
 
 
-def test_what_a_loop_repeats_counts_each_time():
+def test_collectives_in_loops_are_counted_per_iteration():
     def function(x):
         def body(carry, _):
             return jax.lax.psum(jnp.sin(carry), "data"), None
@@ -61,7 +61,7 @@ def test_what_a_loop_repeats_counts_each_time():
     assert summary([found]) == {"all-reduce": {"count": 5, "bytes_sent": 5 * 2 * 96 * 7 // 8}}
 
 
-def test_a_loop_of_unknown_length_is_an_error():
+def test_loop_of_unknown_length_is_an_error():
     def function(x):
         def body(x):
             return jax.lax.psum(jnp.sin(x), "data")
@@ -72,7 +72,7 @@ def test_a_loop_of_unknown_length_is_an_error():
         compiled(function, (8, 1), 32)
 
 
-def test_other_ways_of_naming_groups():
+def test_notations_of_device_groups():
     line = "  %a = f32[8,6]{1,0} all-gather(%p), channel_id=1, replica_groups=%s, dimensions={0}\n"
     for groups, devices in {
         "{{0,1},{2,3},{4,5},{6,7}}": 2,
@@ -85,10 +85,10 @@ def test_other_ways_of_naming_groups():
         collectives(Program(line.replace("replica_groups=%s", "nothing")))
 
 
-def test_a_collective_in_pieces_counts_once():
-    """TPUs' compiler writes one that is spread over several fusions in each of them, with one channel."""
+def test_split_collective_is_counted_once():
+    """The TPU compiler repeats a collective that spans several fusions in each of them, with one channel."""
     line = "  %a.{} = f32[8,6]{{1,0}} all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]{}\n"
     pieces = "".join(line.format(n, c, ', chain_id="0"') for n, c in enumerate((7, 7, 8, 7)))
     assert [c.size for c in collectives(Program(pieces))] == [192, 192]
-    others = "".join(line.format(n, 1, "") for n in range(3))  # CPUs' compiler does not number them
+    others = "".join(line.format(n, 1, "") for n in range(3))  # the CPU compiler does not number them
     assert len(collectives(Program(others))) == 3

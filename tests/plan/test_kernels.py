@@ -1,4 +1,4 @@
-"""Kernels of a program as XLA's GPU compiler writes it, against sums by hand."""
+"""Kernels of a program in the format of XLA's GPU compiler, compared with sums by hand."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ H100 = CHIPS["h100"]
 
 
 def test_kinds_bytes_and_operations():
-    """Workspaces do not count; what products leave of all operations is shared by bytes."""
+    """Workspaces are ignored; operations other than products are distributed by bytes."""
     products = 2 * 512 * 256 * 1024 + 2 * 8 * 64 * 256 * 1024
     rows = {row.pop("kind"): row for row in kernel_table(Program(HLO), products + 3e9, H100)}
     x, w, y, q = 2 * 512 * 256, 2 * 256 * 1024, 2 * 512 * 1024, 2 * 8 * 64 * 8 * 64
@@ -31,17 +31,17 @@ def test_kinds_bytes_and_operations():
 
 
 @pytest.mark.parametrize(("operation", "crossings"), [("convert", 2), ("copy", 0)])
-def test_values_between_libraries_and_others_cross_memory_twice(operation, crossings):
-    """The fusion reads a product's result and writes a factor; one that only rearranges could be avoided."""
+def test_values_between_libraries_and_other_kernels_cross_memory_twice(operation, crossings):
+    """The fusion reads a product's result and writes an operand; one that only rearranges is avoidable."""
     text = HLO.replace(" convert(", f" {operation}(")
     found = Program(text).handed_over(lambda instruction: instruction.target.startswith("__cu"))
     assert found == crossings * 2 * 512 * 1024
 
 
-def test_a_kernel_takes_the_longer_of_its_bytes_and_its_operations():
+def test_kernel_time_is_the_maximum_of_bytes_and_operations():
     times = {row["kind"]: row["seconds"] for row in kernel_table(Program(HLO), 0, H100)}
     assert times["fusions"] == pytest.approx(4 * 512 * 1024 / 3350e9)
-    # By 500 times faster memory both products are limited by their operations.
+    # With 500 times faster memory, both products are limited by their operations.
     fast = H100._replace(bandwidth=500 * H100.bandwidth)
     times = {row["kind"]: row["seconds"] for row in kernel_table(Program(HLO), 0, fast)}
     assert times["products"] == pytest.approx(2 * 2 * 512 * 256 * 1024 / 989e12)

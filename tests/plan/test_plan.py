@@ -1,4 +1,4 @@
-"""Planning a config: topologies, costs of a small model against sums by hand, mistakes."""
+"""Planning of a config: topologies, costs of a small model compared with sums by hand, errors."""
 
 import dataclasses
 import json
@@ -39,13 +39,13 @@ def config():
 
 @pytest.fixture(scope="module")
 def rows(config):
-    """Figures for eight GPUs: the tests' eight CPU devices stand in for them."""
+    """Costs for eight GPUs, represented by the tests' eight CPU devices."""
     stage = open_phase(config, "unlearn")
     planned = programs.programs(config, stage, ["1x8", "pmap"], jax.devices(), ("step", "restoration"))
     return {row["program"]: row for row in (program_costs(one, EIGHT) for one in planned)}
 
 
-def test_memory_of_a_device(config, rows):
+def test_memory_per_device(config, rows):
     encoder = jax.tree.leaves(config.model.shapes()["encoder"])
     parameters = 4 * sum(math.prod(x.shape) for x in encoder)
     images = 2 * (16 // 8) * 4 * math.prod(config.model.image_shape)
@@ -62,22 +62,22 @@ def test_work_and_time(config, rows):
     row, encoder = rows["step, pmap"], jax.tree.leaves(config.model.shapes()["encoder"])
     kernels = sum(math.prod(x.shape) for x in encoder if len(x.shape) > 1)
     tokens = 1 + config.model.grid**2 * (1 - config.model.mask_ratio)
-    # A device has 2 + 2 images; kernels count forwards and twice backwards for the student, once for the
-    # teacher. Attention comes on top; the first kernel has no gradient to its input.
+    # A device has 2 + 2 images. Kernels are used once forward and twice backward by the student, once by the
+    # teacher. Attention is additional; the first kernel has no gradient with respect to its input.
     products = 2 * 4 * kernels * 4 * tokens
     assert 0.85 < row["flops"] / products < 1.3
     assert row["seconds"]["compute"] == pytest.approx(row["flops"] / 989e12)
     assert row["seconds"]["network"] == pytest.approx(row["sent"] / 450e9)
     assert row["seconds"]["memory"] == pytest.approx(row["traffic"] / 3350e9)
-    # One kernel after the other takes at least as long as all bytes, or all operations, at full rate.
+    # Sequential kernels take at least as long as all bytes, or all operations, at full rate.
     assert row["roofline_seconds"] >= max(row["seconds"].values())
     assert sum(kernel["bytes"] for kernel in row["kernels"]) <= row["traffic"]
-    # The state is read and written once at the least.
+    # The state is read and written at least once.
     state = row["memory"]["parameters"] + row["memory"]["optimizer"]
     assert row["least_traffic"] > 2 * state
 
 
-def test_every_gradient_crosses_once(rows):
+def test_every_gradient_is_reduced_once(rows):
     row = rows["step, pmap"]
     gradients = 2 * 7 / 8 * row["memory"]["parameters"]
     assert gradients <= row["sent"] < gradients + 200
@@ -86,16 +86,16 @@ def test_every_gradient_crosses_once(rows):
     assert gathered == 7 / 8 * 4 * 32 * 128 * 4  # student and teacher
 
 
-def test_restoration(config, rows):
+def test_inpainting_program(config, rows):
     row = rows["restore 8 images (centre_8), one host"]
     everything = jax.tree.leaves(config.model.shapes())
     assert row["memory"]["parameters"] == 4 * sum(math.prod(x.shape) for x in everything)
-    assert row["memory"]["batch"] == 4 * math.prod(config.model.image_shape) + 8  # and its set and place
+    assert row["memory"]["batch"] == 4 * math.prod(config.model.image_shape) + 8  # and its set and index
     assert row["sent"] == 0 and row["flops"] > 0
 
 
-def test_feature_networks_and_pixels_of_files(config):
-    """Inception-v3: 11.4 GFLOP an image of 299 pixels; pixels of files are counted as bytes."""
+def test_feature_networks_and_uint8_pixels(config):
+    """Inception-v3: 11.4 GFLOP per image of 299 pixels; pixels from files are counted as bytes."""
     cfg = dataclasses.replace(config.evaluate, networks=("inception",), network_batch_size=16)
     files = dataclasses.replace(config.data, source="folder", path="photographs")
     config = dataclasses.replace(config, evaluate=cfg, data=files)
@@ -106,7 +106,7 @@ def test_feature_networks_and_pixels_of_files(config):
     assert planned.work.flops / 2 == pytest.approx(11.4e9, rel=0.02)
 
 
-def test_what_is_printed(rows):
+def test_printed_tables(rows):
     row = json.loads(json.dumps(rows["step, pmap"]))
     text = program_text(row, EIGHT)
     assert "## step, pmap" in text and "fits 80 GB" in text and "| fusions" in text
@@ -114,7 +114,7 @@ def test_what_is_printed(rows):
     assert "DOES NOT FIT" in program_text({**row, "fits": False}, EIGHT)
 
 
-def test_topologies_that_are_none():
+def test_invalid_topologies():
     for name, message in (
         ("v9:2x2", "'v9' is not one of v4, v5e, v5p, v6e, a100"),
         ("v4:4x4", "TPU v4 has three sides, as 2x2x4"),
@@ -126,7 +126,7 @@ def test_topologies_that_are_none():
 
 
 @pytest.mark.parametrize(("name", "package"), [("v5e:2x2", r"jax\[tpu\]"), ("h100:1", r"jax\[cuda12\]")])
-def test_a_missing_compiler_is_a_sentence(name, package, monkeypatch):
+def test_missing_compiler_is_a_user_error(name, package, monkeypatch):
     from jax.experimental import topologies
 
     def missing(**_):
@@ -138,8 +138,8 @@ def test_a_missing_compiler_is_a_sentence(name, package, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_gpu(tmp_path):
-    """With CUDA's plugin: the command compiles the same model for one H100; its products are cuBLAS's."""
+def test_plan_for_a_gpu(tmp_path):
+    """With the CUDA plugin, the command compiles the same model for one H100; its products use cuBLAS."""
     pytest.importorskip("jax_plugins.xla_cuda12")
     output = tmp_path / "figures.json"
     command = ["l2l_jax.plan", f"--config={CONFIG}", "--topology=h100:1", "--programs=step"]
@@ -157,8 +157,8 @@ def test_a_gpu(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tpu_slice(config, monkeypatch):
-    """With libtpu: the same model for a slice of four; memory, batch and gradients by hand."""
+def test_plan_for_a_tpu_slice(config, monkeypatch):
+    """With libtpu, the same model for a slice of four; memory, batch and gradients by hand."""
     pytest.importorskip("libtpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -171,13 +171,13 @@ def test_a_tpu_slice(config, monkeypatch):
     row = program_costs(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]
-    keys = 2 * 3 / 4 * 4 * 4 * 16  # four numbers for what is drawn of each of 16 images
+    keys = 2 * 3 / 4 * 4 * 4 * 16  # four values of random keys for each of 16 images
     assert gradients + keys <= row["sent"] < gradients + keys + 200
     assert row["fits"] and row["largest_temporaries"]
     assert row["traffic"] > row["memory"]["parameters"]
     quick = program_costs(planned, topology, quick=True)
     assert quick["sent"] == row["sent"] and quick["traffic"] >= row["traffic"]
-    # Of several hosts, whose devices are not side by side in the mesh.
+    # A slice with several hosts, whose devices are not adjacent in the mesh
     several = described(parse_topology("v5e:4x4"))
     assert len({device.process_index for device in several}) > 1
     config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, batch_size=16))

@@ -1,4 +1,4 @@
-"""What programs move through memory, against sums by hand."""
+"""Memory traffic of programs, compared with sums by hand."""
 
 import pathlib
 
@@ -11,39 +11,39 @@ from l2l_jax.plan.program import Program
 HLO = pathlib.Path(__file__).with_name("loop.hlo").read_text()
 
 
-def test_what_lies_on_the_chip_is_free_and_loops_count_each_time():
+def test_on_chip_arrays_are_free_and_loops_count_per_iteration():
     row, whole = 4 * 1024, 4 * 6 * 1024
-    # Six times: by its number a row is sliced out of the array and written; it is read again, put into the
+    # Six iterations: a row is sliced out of the array by index and written; it is read, written into the
     # array in place, and summed.
     loop = 6 * (4 + row + row + row + row + 4)
-    # Half of bf16[512] crosses once; two rows are fetched; broadcast and sum read and write.
+    # Half of bf16[512] is moved once; two rows are gathered; broadcast and sum read and write.
     assert Program(HLO).traffic == loop + 2 * 512 + 2 * row + (whole + 2 * whole) + 3 * whole
 
 
 NESTED = pathlib.Path(__file__).with_name("nested.hlo").read_text()
 
 
-def test_a_fusion_within_a_fusion_reads_what_it_slices_and_writes_what_it_updates():
-    """As in a loop over blocks: of the stacked kernels one is read, of the stacked results one is written."""
+def test_nested_fusion_reads_slices_and_writes_updates():
+    """As in a loop over blocks, one of the stacked kernels is read, one of the stacked results is written."""
     block = 2 * 64 * 32
     assert Program(NESTED).traffic == 2 * 64 * 64 + block + block
 
 
-def test_the_largest_arrays():
+def test_largest_arrays():
     largest = Program(HLO).largest(2)
-    # Not the sum, which is the result; the array that is updated in place is as large as the result.
+    # The sum is excluded because it is the result; the array updated in place is as large as the result.
     assert [moved.instruction.name for moved in largest] == ["big", "both"]
     assert largest[0].size == 4 * 12 * 1024
 
 
-def test_a_program_of_this_compiler():
-    """Ten thousand floats are read, and as many written."""
+def test_program_of_the_installed_compiler():
+    """Ten thousand floats are read and written."""
     compiled = jax.jit(lambda x: jnp.sin(x) * 2 + 1).lower(jnp.ones(10_000)).compile()
     assert Program(compiled.as_text()).traffic == 2 * 4 * 10_000
 
 
-def test_the_length_of_a_loop_is_read_from_its_condition_or_an_error():
-    """As TPUs' compiler leaves it, without a note."""
+def test_loop_length_is_read_from_its_condition():
+    """Output of the TPU compiler, without an annotation."""
     condition = """\
 %c (arg.1: (s32[], f32[6,1024], bf16[512])) -> pred[] {
   %limit.1 = s32[]{:T(128)} constant(6)

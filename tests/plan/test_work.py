@@ -1,4 +1,4 @@
-"""Operations and bytes of products, against formulas."""
+"""Operations and bytes of products, compared with formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from l2l_jax.plan.work import work_of
 X, W = jax.ShapeDtypeStruct((4, 8), jnp.bfloat16), jax.ShapeDtypeStruct((8, 16), jnp.bfloat16)
 
 
-def test_a_product():
+def test_product():
     work = work_of(jnp.dot, X, W)
     assert work == (2 * 4 * 8 * 16, 2 * (4 * 8 + 8 * 16 + 4 * 16))
 
 
-def test_loops_and_what_they_hold_count_each_time():
+def test_loop_bodies_are_counted_per_iteration():
     square = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 
     def function(x, w):
@@ -25,12 +25,12 @@ def test_loops_and_what_they_hold_count_each_time():
     def loss(w, x):
         return function(x, w).sum()
 
-    # Backwards one product for the factor and one for the kernel; neither needs the first one's result.
+    # Backward, one product for the input and one for the kernel; neither needs the forward result.
     assert work_of(jax.grad(loss), square, start).flops == 5 * 3 * 2 * 4 * 8 * 8
 
 
 def test_convolutions_and_their_gradients():
-    """Strided, dilated and grouped: 2 · outputs · kernel for one of them; gradients cost as much each."""
+    """Strided, dilated and grouped: 2 · outputs · kernel per output; each gradient has the same cost."""
     numbers = ("NHWC", "HWIO", "NHWC")
     x, kernel = jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 3, 10))
 
@@ -42,7 +42,7 @@ def test_convolutions_and_their_gradients():
     forward = 2 * (2 * 4 * 4 * 10) * (3 * 3 * 3)
     assert work_of(convolution, x, kernel).flops == forward
     backward = work_of(jax.grad(lambda x: convolution(x, kernel).sum()), x).flops
-    assert backward == 2 * forward  # with the forward pass, which grad traces
+    assert backward == 2 * forward  # includes the forward pass, which grad traces
 
 
 def test_pmap_counts_every_device():
@@ -52,14 +52,14 @@ def test_pmap_counts_every_device():
     assert work_of(doubled, rows, W).flops == devices * 2 * 4 * 8 * 16
 
 
-def test_of_the_branches_of_a_condition_the_largest_counts():
+def test_largest_branch_of_a_conditional_is_counted():
     def function(x, w):
         return jax.lax.cond(x.sum() > 0, lambda x, w: (x @ w) @ w.T @ w, lambda x, w: x @ w, x, w)
 
     assert work_of(function, X, W).flops == 3 * 2 * 4 * 8 * 16
 
 
-def test_ways_for_cpus_alone_do_not_count():
+def test_cpu_specific_branches_are_ignored():
     def function(x, w):
         return jax.lax.platform_dependent(x, w, cpu=lambda x, w: (x @ w) @ w.T @ w, default=jnp.dot)
 

@@ -1,4 +1,4 @@
-"""Another number of devices and another dtype agree as far as stated, and what is wrong is found."""
+"""Agreement within tolerances across device counts and dtypes, and detection of differences."""
 
 import copy
 import json
@@ -15,13 +15,13 @@ from tests.matrix import soak
 
 @pytest.fixture(scope="module", params=[("mae",), soak([*cases.MODELS])], ids=["mae", "all"])
 def record(request):
-    """A record of one family in every run. While it is used, there are no other cases."""
+    """A record of one family in every run, with all other cases removed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "MODELS", {name: cases.MODELS[name] for name in request.param})
         yield compute(1, "jit", "float32", "highest")
 
 
-def test_a_record_holds_all_quantities(record):
+def test_record_has_all_quantities(record):
     assert list(record["cases"]) == list(cases.MODELS)
     for name, figures in record["cases"].items():
         assert set(figures) == set(TOLERANCES) - ({"tokens"} if name != "mage" else set())
@@ -34,7 +34,7 @@ def test_a_record_holds_all_quantities(record):
 
 @pytest.mark.soak
 def test_eight_devices(record):
-    """Under pmap; in every run train/test_parallel.py compares layouts of devices."""
+    """Under pmap; in every run, train/test_parallel.py compares device layouts."""
     rows = compare(record, compute(8, "pmap", "float32", "highest"))
     assert all(row.holds for row in rows), table(rows)
     assert all(row.tolerance == TOLERANCES[row.quantity][0] for row in rows)
@@ -42,12 +42,12 @@ def test_eight_devices(record):
 
 @pytest.mark.soak
 def test_bfloat16(record):
-    """In every run models/test_precision.py has bfloat16 of all families."""
+    """In every run, models/test_precision.py covers bfloat16 for all families."""
     rows = compare(record, compute(1, "jit", "bfloat16", "highest"))
     assert all(row.holds for row in rows), table(rows)
     strict = {quantity: float32 for quantity, (float32, _) in TOLERANCES.items()}
     features = [row for row in rows if row.quantity == "features"]
-    assert all(row.difference > strict["features"] for row in features)  # it was bfloat16
+    assert all(row.difference > strict["features"] for row in features)  # bfloat16 was used
 
 
 def with_tokens(record):
@@ -56,7 +56,7 @@ def with_tokens(record):
     return record
 
 
-def test_rounded_records_may_differ_more(record):
+def test_reduced_precision_has_larger_tolerances(record):
     record = with_tokens(record)
     other = {**record, "facts": {**record["facts"], "dtype": "bfloat16"}}
     found = {row.quantity: row.tolerance for row in compare(record, other)}
@@ -73,7 +73,7 @@ def test_rounded_records_may_differ_more(record):
         ("tokens", lambda values: [value + (i % 100 == 0) for i, value in enumerate(values)]),
     ],
 )
-def test_a_difference_is_found(record, quantity, change):
+def test_differences_are_detected(record, quantity, change):
     record = with_tokens(record)
     other = copy.deepcopy(record)
     other["cases"]["mae"][quantity] = change(other["cases"]["mae"][quantity])
@@ -81,7 +81,7 @@ def test_a_difference_is_found(record, quantity, change):
     assert wrong == [("mae", quantity)]
 
 
-def test_the_program(record, tmp_path, capsys, monkeypatch):
+def test_command_line(record, tmp_path, capsys, monkeypatch):
     computed = []
 
     def once(*arguments):
@@ -102,7 +102,7 @@ def test_the_program(record, tmp_path, capsys, monkeypatch):
         main(["portability", "compare", str(path)])
 
 
-def test_mistakes(tmp_path):
+def test_user_errors(tmp_path):
     with pytest.raises(UserError, match="--devices=3: there are 8, and their number must divide 16 images"):
         compute(3, "jit", "float32", "highest")
     with pytest.raises(UserError, match="missing.json cannot be read"):
@@ -114,7 +114,7 @@ def test_mistakes(tmp_path):
         main(["portability", "record", "x.json", "--dtype=float64"])
 
 
-def test_the_documentation_has_these_tolerances():
+def test_documented_tolerances():
     text = (pathlib.Path(__file__).parents[2] / "docs" / "guides" / "portability.md").read_text()
     for quantity, (exact, otherwise) in TOLERANCES.items():
         rounded = "not compared" if otherwise is None else f"{otherwise:g}"

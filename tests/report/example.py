@@ -1,4 +1,4 @@
-"""A report of made-up measurements, with the sizes of errors that audits of Fashion-MNIST have."""
+"""A report with synthetic measurements, with errors of the size in audits of Fashion-MNIST."""
 
 import copy
 import functools
@@ -28,7 +28,7 @@ HIDDEN = {**KNOWN, "relearning_25": ((0.045, 0.046, 0.058), (0.70, 0.69, 0.54))}
 
 
 def measured(mse, accuracy, count, rng):
-    """Errors and answers of a model, which depend on the image as those of other models do."""
+    """Return errors and predictions of a model, with an image effect shared by all models."""
     images = np.random.default_rng(1).standard_normal(count)
     own = 0.8 * images + 0.6 * rng.standard_normal(count)
     errors = np.exp(0.6 * own)
@@ -62,7 +62,7 @@ FACTS |= {"fair": True, "seeds": None}
 
 @functools.cache
 def concluded(known, roles):
-    """The audit of models that know so much, as items of a dictionary."""
+    """Return the audit of models with given knowledge, as items of a dictionary."""
     models = {role: [findings(dict(known), MODELS.index(role))] for role in roles}
     return conclude({"retrained": [], **models}, LINES, FACTS if "retrained" in roles else None)
 

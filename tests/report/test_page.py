@@ -1,4 +1,4 @@
-"""The report as a reader gets it: its sentences and tables, and in a browser without a network."""
+"""The report: text and tables, and rendering in a browser without a network."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ NAMES = "sandal, shirt, sneaker, bag and boot"
 COST = "Cost: masked MSE on the retained classes +17% (95% CI 13–21%)."
 
 
-def test_the_headline_says_verdict_and_cost():
+def test_headline_has_verdict_and_cost():
     retrained = "a model retrained without them"
     assert first(report()) == (
         f"Forgotten: after four attacks the model knows no more about {NAMES} than {retrained}. {COST}"
@@ -33,13 +33,13 @@ def test_the_headline_says_verdict_and_cost():
     assert "two attacks recover knowledge (the strongest: 25 forget images, 50 steps)." in first(several)
 
 
-def test_a_missed_budget_is_in_the_headline():
+def test_headline_reports_a_missed_budget():
     missed = {"met": False, "budget": 1.15, "retain": {"value": 1.4}}
     assert "The retain budget was missed: 1.40 times" in first({**report(), "retain_budget": missed})
     assert "budget" not in first({**report(), "retain_budget": {**missed, "met": True}})
 
 
-def test_the_other_verdicts():
+def test_headlines_of_other_verdicts():
     known = {**HIDDEN, "no_attack": ((0.031, 0.031, 0.065), (0.66, 0.66, 0.27))}
     assert first(report(known)).startswith("Not forgotten: without any attack the model knows more")
     close = {**HIDDEN, "relearning_25": ((0.05, 0.0535, 0.058), (0.70, 0.54, 0.54))}
@@ -55,20 +55,20 @@ def test_the_other_verdicts():
     assert "There was little to forget" in first(report(nothing))
 
 
-def test_without_a_retrained_model_or_an_audit_the_headline_says_so():
+def test_headline_without_a_retrained_model_or_audit():
     said = sentences(report(HIDDEN, retrained=False))
     assert "After the strongest attack (25 forget images, 50 steps) its masked MSE is 1.48 times" in said[0]
     assert "--config.audit.retrained=train" in said[-1]
     assert first(report(audited=False)).startswith("Not audited. A classifier recognizes sandal")
 
 
-def test_the_console_begins_with_the_headline_and_long_lists_are_shortened():
+def test_console_starts_with_the_headline_and_shortens_long_lists():
     text = console(report())
     assert text.startswith("Forgotten:") and "rest" not in text
     assert listed(["5"]) == "5" and listed(range(20)).endswith("6, 7 and 12 more classes")
 
 
-def test_tables_hold_the_metrics():
+def test_tables_have_the_metrics():
     made = report(HIDDEN)
     rows = attack_table(made["audit"]).text("github").splitlines()
     assert "| more" in rows[-1] and "| no more" in rows[-2] and "0.0460 0.04" in rows[-1]
@@ -98,7 +98,7 @@ def html(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("error")
-def test_odd_names_are_written_and_drawn(html):
+def test_special_characters_in_names(html):
     text = html.read_text("utf-8")
     for part in ("paid in $", "犬と猫", "&lt;b&gt;&amp;amp;", "caf\\udce9"):
         assert part in text
@@ -111,7 +111,7 @@ def test_odd_names_are_written_and_drawn(html):
     assert "Training images of the forget set that could not be decoded (unlearn): 1, listed" in flowing
 
 
-def test_a_rerun_keeps_the_costs_of_the_real_run(html, tmp_path, monkeypatch):
+def test_rerun_keeps_the_costs_of_the_first_run(html, tmp_path, monkeypatch):
     monkeypatch.setattr("l2l_jax.report.write.draw", lambda *_: {})
     monkeypatch.setattr("l2l_jax.report.write.page", lambda *_: "")
     again = {**report(), "durations_seconds": {"unlearn": 0.1, "evaluate": 3.0}, "peak_memory_gib": 0.5}
@@ -140,7 +140,7 @@ def browser():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 360])
-def test_a_browser_shows_it_without_errors_and_without_a_network(browser, html, width):
+def test_browser_renders_without_errors_and_network(browser, html, width):
     browser.set_window_size(width, 900)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -155,7 +155,7 @@ def test_a_browser_shows_it_without_errors_and_without_a_network(browser, html, 
         "return [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
     )
     assert len(sizes) == 7 and all(real > 0 and 0 < shown <= width for real, shown in sizes)
-    # Nothing makes the page itself scroll sideways; wide tables scroll in their own place.
+    # The page itself does not scroll horizontally; wide tables scroll within their container.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     verdict, examples = browser.execute_script(
         "return ['.verdict', 'img'].map(s => document.querySelector(s).getBoundingClientRect().top)"

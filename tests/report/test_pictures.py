@@ -1,4 +1,4 @@
-"""Grids of pictures: each image lies, square and in its colours, in its line and column."""
+"""Image grids: each image is square, with its colors, in its row and column."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ KINDS = ("image", "seen", "original", "unlearned")
 
 
 def colour(kind, label):
-    """One of its own for every image, none of which text has."""
+    """Return a unique color for every image, different from those of text."""
     return (40 + 50 * KINDS.index(kind), 30 + 40 * label, 200)
 
 
@@ -24,7 +24,7 @@ def images(kind, labels):
 
 
 def drawn(draw, tmp_path):
-    """Left, top, right and bottom of each image in the file, by kind and label."""
+    """Return left, top, right and bottom of each image in the file, by kind and label."""
     evaluation = SimpleNamespace(
         shown={
             split: Shown(range(len(labels)), images("image", labels), labels)
@@ -49,14 +49,14 @@ def drawn(draw, tmp_path):
 
 
 @pytest.mark.parametrize("draw", [pictures.save_grid, pictures.save_methods])
-def test_every_image_has_its_place(draw, tmp_path):
-    """A grid has a line for each kind, in each set; a comparison of methods a column for each kind."""
+def test_every_image_has_its_position(draw, tmp_path):
+    """A grid has a row for each kind, in each set; a comparison of methods has a column for each kind."""
     boxes = drawn(draw, tmp_path)
     along, across = (1, 0) if draw is pictures.save_grid else (0, 1)
     for labels in SETS.values():
         for label in labels:
             places = [boxes[kind, label] for kind in KINDS]
-            assert len({box[across] for box in places}) == 1  # of one image, below or beside one another
+            assert len({box[across] for box in places}) == 1  # kinds of one image are aligned
             assert all(a[along + 2] < b[along] for a, b in zip(places, places[1:], strict=False))
         for kind in KINDS:
             places = [boxes[kind, label] for label in labels]
@@ -67,9 +67,9 @@ def test_every_image_has_its_place(draw, tmp_path):
 LABELS = {"bob": "bob", "": "", r"\alpha^{2}": r"\alpha^{2}", "\N{HOT DOG}": pictures.MISSING}
 LABELS |= {"golden retriever": "golden\nretriever", "002.Laysan_Albatross": "002.Laysan_\nAlbatross"}
 LABELS |= {"001.Black_footed_Albatross": "001.Black_\nfooted_…", 200 * "x": f"{11 * 'x'}\n{10 * 'x'}…"}
-LABELS["A$$AP"] = r"A\$\$AP"  # how matplotlib draws dollars
+LABELS["A$$AP"] = r"A\$\$AP"  # dollars are escaped for matplotlib
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_names_fit_above_a_picture(name):
+def test_names_fit_above_an_image(name):
     assert pictures.label(name, 11) == LABELS[name]

@@ -1,4 +1,4 @@
-"""A small model of each family, large enough that some of its parameters are split over devices."""
+"""Small models of each family, large enough that some parameters are split over devices."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ MODELS = {
 
 
 def params_of(model, seed=0):
-    """Random parameters; what starts at zero does not, so that everything has a gradient."""
+    """Return random parameters without zeros, so that all parameters have a gradient."""
     shapes, rng = model.shapes(), np.random.default_rng(seed)
 
     def leaf(path, x):
@@ -47,7 +47,7 @@ def params_of(model, seed=0):
 
 
 def images_of(family, steps, rows):
-    """`steps` batches of retain and forget images."""
+    """Return `steps` batches of retain and forget images."""
     model, rng = MODELS[family], np.random.default_rng(1)
     low, high = model.value_range
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""A retain budget: its rules by hand, and a run whose end is known by hand."""
+"""Retain budgets: rules by hand, and a run with a known result."""
 
 import dataclasses
 import functools
@@ -32,19 +32,19 @@ CYCLES = UnlearningConfig(
 """Cycles of 40, 80 and 160 steps."""
 
 
-def test_the_limit_falls_to_the_budget():
+def test_limit_decreases_to_the_budget():
     assert limit_at(1.25, 2.0, 0.0) == pytest.approx(2.0)
-    assert limit_at(1.25, 2.0, 0.5) == pytest.approx(math.sqrt(1.25 * 2.0))  # half-way in the logarithm
+    assert limit_at(1.25, 2.0, 0.5) == pytest.approx(math.sqrt(1.25 * 2.0))  # the logarithmic midpoint
     assert limit_at(1.25, 2.0, 1.0) == pytest.approx(1.25)
-    assert limit_at(1.25, 9.0, 0.0) == pytest.approx(2 * 1.25)  # never beyond two budgets
+    assert limit_at(1.25, 9.0, 0.0) == pytest.approx(2 * 1.25)  # at most two budgets
     assert limit_at(1.25, 1.1, 0.3) == limit_at(1.25, math.nan, 0.3) == 1.25
 
 
-def test_the_weight_follows():
+def test_weight_updates():
     assert next_weight(0.2, 1.2, 1.2, 1.2, rate=3) == pytest.approx(0.2)
     assert next_weight(0.2, 1.2, 1.26, 1.26, rate=2) == pytest.approx(0.2 * (1.2 / 1.26) ** 2)
     assert next_weight(0.2, 1.2, 1.17, 1.17, rate=2) == pytest.approx(0.2 * (1.2 / 1.17) ** 2)
-    # It falls from 1.3 to 1.26: 1.26² / 1.3 = 1.2212 is expected.
+    # The ratio decreases from 1.3 to 1.26, so 1.26² / 1.3 = 1.2212 is predicted.
     assert next_weight(0.2, 1.2, 1.26, 1.3, rate=2) == pytest.approx(0.2 * (1.2 / 1.221231) ** 2, rel=1e-5)
     assert next_weight(0.2, 1.2, 9.0, 9.0, rate=2) == pytest.approx(0.2 / 1.5)
     assert next_weight(0.2, 1.2, 0.1, 0.1, rate=2) == next_weight(0.2, 1.2, 0, 0, 2) == pytest.approx(0.3)
@@ -53,11 +53,11 @@ def test_the_weight_follows():
         assert next_weight(0.2, 1.2, lost, 1.2, rate=2) == pytest.approx(0.2 / 1.5)
 
 
-def test_the_best_model_forgets_most_within_the_budget():
+def test_best_model_forgets_most_within_the_budget():
     inside = [Measured(1, 0.1, 1.05, 3.0), Measured(2, 0.2, 1.2, 7.0), Measured(3, 0.2, 1.19, 5.0)]
     outside = [Measured(4, 0.3, 1.3, 9.0), Measured(5, 0.3, 1.21, 8.0), Measured(6, 0.3, math.nan, 99.0)]
     assert max(inside + outside, key=lambda m: m.rank(1.2, True)).step == 2
-    assert max(inside + outside, key=lambda m: m.rank(1.2, m.step >= 3)).step == 3  # 2 was too early
+    assert max(inside + outside, key=lambda m: m.rank(1.2, m.step >= 3)).step == 3  # step 2 was too early
     assert max(inside + outside, key=lambda m: m.rank(1.2, False)).step == 2
     assert max(outside, key=lambda m: m.rank(1.2, True)).step == 5
     assert min(outside, key=lambda m: m.rank(1.2, True)).step == 6
@@ -65,7 +65,7 @@ def test_the_best_model_forgets_most_within_the_budget():
 
 @functools.cache
 def trainer(layout, sign):
-    """Of all runs on a layout: what is tested lies between the steps, which are compiled once."""
+    """Return the trainer shared by all runs on a layout, whose step is compiled once."""
     kind, data, model = layout
     mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
     return loop.Trainer("unlearn", toy.objective(sign), CONFIG, seed=0, mesh=mesh, parallel=kind)
@@ -96,8 +96,8 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("alpha", [0.02, soak(0.25), 1.0])
-def test_the_budget_is_used_up_and_held(alpha, tmp_path):
-    """The retain error is (1 − w)²/0.01 times the original's, and least loss is at w = 1 / (1 + α)."""
+def test_budget_is_used_and_held(alpha, tmp_path):
+    """The retain error is (1 − w)²/0.01 times the original's, and the minimum loss is at w = 1 / (1 + α)."""
     budget = make_budget(1.5)
     gain = run(tmp_path, budget, alpha=alpha)
     outcome = outcome_of(budget)
@@ -107,12 +107,12 @@ def test_the_budget_is_used_up_and_held(alpha, tmp_path):
     rows = {row["step"]: row for row in read_metrics(tmp_path)}
     assert outcome.weight == rows[outcome.step]["alpha"]
     assert outcome.images == {"retain": 3, "forget": 2}
-    # All images have one error: every resample gives the same ratio.
+    # All images have equal errors, so every resample gives the same ratio.
     assert outcome.retain.low == pytest.approx(outcome.retain.high)
 
 
-def test_raising_a_loss_is_held_in_the_same_way(uninterrupted, tmp_path):
-    """The negative forget loss raised is the loss lowered: the same numbers but for the sign."""
+def test_budget_with_gradient_ascent(uninterrupted, tmp_path):
+    """Ascent on the negative forget loss equals descent on the loss: equal results up to the sign."""
     budget = make_budget(1.5)
     run(tmp_path, budget, alpha=0.25, sign=-1.0)
     assert outcome_of(budget).met and outcome_of(budget).retain.value > 1.15
@@ -120,8 +120,8 @@ def test_raising_a_loss_is_held_in_the_same_way(uninterrupted, tmp_path):
         assert mine == pytest.approx({**theirs, "forget": -theirs["forget"]}, rel=1e-3)
 
 
-def test_a_budget_that_cannot_be_met(tmp_path):
-    """A weight that comes down too late: the model that lost least is kept, and not called met."""
+def test_infeasible_budget(tmp_path):
+    """The weight decreases too late: the model with the smallest cost is kept, and the budget is not met."""
     budget = make_budget(1.0001, every=40)
     run(tmp_path, budget, alpha=1.0)
     outcome = outcome_of(budget)
@@ -131,29 +131,29 @@ def test_a_budget_that_cannot_be_met(tmp_path):
     assert json.loads(json.dumps(outcome.describe()))["met"] is False
 
 
-def test_measurements_act_a_fixed_number_of_steps_later(uninterrupted):
-    """Measured after steps 4, 8, …; the weight of step n + 3 is the first that follows step n."""
+def test_measurements_take_effect_after_a_fixed_delay(uninterrupted):
+    """Measured after steps 4, 8, …; step n + 3 is the first whose weight uses the measurement of step n."""
     rows = {row["step"]: row for row in uninterrupted[2]}
     assert rules.LAG == 2
     assert rows[6]["alpha"] == 0.25 and "retain_ratio" not in rows[6] and "retain_ratio" in rows[7]
     changed = [n for n in range(2, 121) if rows[n]["alpha"] != rows[n - 1]["alpha"]]
     assert {n % 4 for n in changed} == {3} and len(changed) > 15
-    first = rows[35]["retain_ratio"]  # of step 32, the first after a quarter of the run
+    first = rows[35]["retain_ratio"]  # step 32, the first after a quarter of the run
     for n in (n for n in changed if n >= 39):
-        # The limit is the budget after seven tenths: step 84.
+        # The limit equals the budget from 70% of the run: step 84.
         limit = limit_at(1.5, first, min(1, (n - 3 - 32) / (84 - 32)))
         ratio, before = rows[n]["retain_ratio"], rows[n - 1]["retain_ratio"]
         expected = next_weight(rows[n - 1]["alpha"], limit, ratio, before, rate=6.0)
         assert rows[n]["alpha"] == pytest.approx(expected)
 
 
-# Every run stops where the weight is about to change, near the end, and by a crash.
+# Every run stops before the weight changes, near the end, and by a crash
 STOPS = [soak(signal_at(36)), signal_at(37), soak(signal_at(39)), signal_at(110), crash_at(71)]
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_resuming_is_bit_identical_wherever_it_stopped(stop, uninterrupted, tmp_path):
-    """After a measurement, before it acts, as it acts, near the end; a finished run knows its outcome."""
+def test_resuming_is_bit_identical_from_any_step(stop, uninterrupted, tmp_path):
+    """After a measurement, before and when it takes effect, near the end; a finished run has its outcome."""
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         run(tmp_path, make_budget(1.5), alpha=0.25, batches=Watched(toy.batches(), stop))
     for _ in range(2):
@@ -162,9 +162,9 @@ def test_resuming_is_bit_identical_wherever_it_stopped(stop, uninterrupted, tmp_
         assert (outcome_of(budget), read_metrics(tmp_path)) == uninterrupted[1:]
 
 
-# Batches over devices alone: with the parameters split as well, and under pmap, in every run.
+# Only batches over devices in soak tests; also split parameters and pmap in every run
 @pytest.mark.parametrize("layout", [soak(("jit", 8, 1)), ("jit", 2, 2), ("pmap", 8, 1)])
-def test_the_devices_do_not_matter(layout, uninterrupted, tmp_path):
+def test_results_do_not_depend_on_devices(layout, uninterrupted, tmp_path):
     budget = make_budget(1.5)
     gain = run(tmp_path, budget, alpha=0.25, layout=layout)
     assert gain == pytest.approx(uninterrupted[0], rel=1e-4)
@@ -172,7 +172,7 @@ def test_the_devices_do_not_matter(layout, uninterrupted, tmp_path):
         assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-6)
 
 
-def test_another_model_can_be_the_reference(tmp_path):
+def test_budget_relative_to_another_model(tmp_path):
     """Relative to w = 0.8, whose retain error is 0.04, a ratio of 1.5 is (1 − w)² = 0.06."""
     reference = {**toy.params(), "encoder": {"gain": np.float32(0.8)}}
     budget = make_budget(1.5, reference=reference)
@@ -181,8 +181,8 @@ def test_another_model_can_be_the_reference(tmp_path):
     assert 1.15 < outcome_of(budget).retain.value <= 1.5
 
 
-def test_the_weight_stops_where_it_has_no_effect(caplog):
-    """Ratios stand still from step 60 on, far below the budget: the weight rises tenfold and no further."""
+def test_weight_is_bounded_where_it_has_no_effect(caplog):
+    """Ratios are constant from step 60, far below the budget: the weight increases at most tenfold."""
     budget = make_budget(1.5)
     budget._memory.weight, weights = 0.2, []
     with caplog.at_level("INFO", logger="l2l_jax"):
@@ -190,13 +190,13 @@ def test_the_weight_stops_where_it_has_no_effect(caplog):
             forget = 5 + min(step, 60) / 10
             budget._act(rules.Measured(step, budget._memory.weight, 0.9, forget))
             weights.append(budget._memory.weight)
-    still = 0.2 * 1.5**5  # that of step 60
+    still = 0.2 * 1.5**5  # the ratio of step 60
     assert weights[4] == pytest.approx(still) and weights[-1] == pytest.approx(10 * still)
     assert caplog.messages == [
         f"A larger alpha has had no effect since step 60 (forget ratio 11.000): it stays at {10 * still:.3g}"
     ]
     budget._act(rules.Measured(120, weights[-1], 2.0, 11.0))
-    assert budget._memory.weight == pytest.approx(weights[-1] / 1.5)  # it may still fall
+    assert budget._memory.weight == pytest.approx(weights[-1] / 1.5)  # it can still decrease
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +213,8 @@ def run_cycles(trainer, folder, batches=None, **changes):
     return float(params["encoder"]["gain"]), budget.ended, outcome_of(budget), read_metrics(folder)
 
 
-def test_a_run_ends_with_the_first_cycle_that_meets_the_budget(cyclic, tmp_path):
-    """The retain ratio is 1.25 after 40 steps, of 280 possible ones."""
+def test_run_ends_with_the_first_cycle_that_meets_the_budget(cyclic, tmp_path):
+    """The retain ratio is 1.25 after 40 of at most 280 steps."""
     gain, ended, outcome, rows = run_cycles(cyclic, tmp_path)
     assert outcome.met and ended == len(rows) == 40
     assert outcome.retain.value == pytest.approx((1 - gain) ** 2 / 0.01, rel=1e-4)
@@ -222,8 +222,8 @@ def test_a_run_ends_with_the_first_cycle_that_meets_the_budget(cyclic, tmp_path)
     assert again == (gain, ended, outcome, rows)
 
 
-def test_a_missed_budget_takes_all_cycles(cyclic, tmp_path):
-    """A budget of 1 cannot be met: at its optimum w is 0.8, whatever is done in 280 steps."""
+def test_missed_budget_uses_all_cycles(cyclic, tmp_path):
+    """A budget of 1 cannot be met, because w is 0.8 at the optimum."""
     missed = dict(retain_budget=1.0, budget_rate=1e-9)
     gain, ended, outcome, rows = run_cycles(cyclic, tmp_path, **missed)
     assert not outcome.met and ended == len(rows) == 280
@@ -236,8 +236,8 @@ def test_a_missed_budget_takes_all_cycles(cyclic, tmp_path):
     assert again == (gain, ended, outcome, rows)
 
 
-def test_a_rising_forget_error_has_not_settled(caplog):
-    """It grows by more than a quarter in the last 30 % of a cycle, or not."""
+def test_increasing_forget_error_has_not_converged(caplog):
+    """The error increases by more than a quarter in the last 30% of a cycle, or not."""
     for last, ended in ((6.3, None), (6.2, 40)):
         budget = RetainBudget(CYCLES, make_errors)
         late = Measured(28, 0.1, 1.4, 5.0)
@@ -247,7 +247,7 @@ def test_a_rising_forget_error_has_not_settled(caplog):
         assert budget._memory.ended == ended
 
 
-def test_lengths_of_cycles_of_which_a_run_without_a_budget_has_one(cyclic, tmp_path):
+def test_lengths_of_cycles(cyclic, tmp_path):
     for steps, lengths in {3500: (500, 1000, 2000), 1600: (500, 1100), 600: (600,), 20: (20,)}.items():
         assert UnlearningConfig(steps=steps, first_cycle=500).cycles == lengths
     assert UnlearningConfig(steps=700).cycles == (700,)

@@ -1,4 +1,4 @@
-"""A checkpoint of any mesh is restored on any other, bit for bit."""
+"""Checkpoints of any mesh can be restored on any other mesh, bit-exactly."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +17,7 @@ from l2l_jax.train.step import placed_state
 OPTIMIZER = make_optimizer(TrainingConfig(steps=10, batch_size=8, learning_rate=0.1))
 
 
-PARAMS = {"kernel": np.zeros((64, 64), np.float32), "bias": np.zeros(64, np.float32)}  # one is split
+PARAMS = {"kernel": np.zeros((64, 64), np.float32), "bias": np.zeros(64, np.float32)}  # kernel is split
 
 
 def state_on(data, model):
@@ -43,12 +43,12 @@ def test_threads_save_at_the_same_time(tmp_path):
 
 
 def after_pmap(state):
-    """The state as `pmap` leaves it: whole on every device of a mesh of its own."""
+    """Return the state as after `pmap`: replicated on all devices of a separate mesh."""
     return jax.device_put(state, NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), P()))
 
 
-def test_any_mesh_restores_the_checkpoint_of_any_other(tmp_path, caplog, monkeypatch):
-    """8x1 → 4x2 → 1x8 → one device → 2x2 → pmap → 8x1, each saving what it restored."""
+def test_checkpoints_can_be_restored_on_any_mesh(tmp_path, caplog, monkeypatch):
+    """8x1 → 4x2 → 1x8 → one device → 2x2 → pmap → 8x1, each saving the state that it restored."""
     monkeypatch.setattr(training_state, "SLICED_FROM", 2**11)  # eighths of the kernel
     rng = np.random.default_rng(0)
     state = state_on(8, 1)
@@ -67,7 +67,7 @@ def test_any_mesh_restores_the_checkpoint_of_any_other(tmp_path, caplog, monkeyp
         alike = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, like)
         assert all(jax.tree.leaves(alike))
     lines = [record.getMessage() for record in caplog.records if "was written on" in record.getMessage()]
-    assert len(lines) == 5  # 8x1 and pmap lie alike
+    assert len(lines) == 5  # 8x1 and pmap have the same sharding
     assert lines[1] == (
         "The checkpoint was written on 8 devices of 1 processes, parameters in 2 parts; "
         "it resumes on 8 devices of 1 processes, parameters in 8 parts"

@@ -1,4 +1,4 @@
-"""Pieces of work in several threads: order, mistakes, signals."""
+"""Concurrent tasks in threads: order, errors, signals."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from l2l_jax.utils.stopping import stop_request
 
 @pytest.fixture(params=[1, 8])
 def devices(request, monkeypatch):
-    """One device has threads, eight have none."""
+    """Threads are used with one device, not with eight."""
     monkeypatch.setattr(jax, "device_count", lambda: request.param)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     return request.param
 
 
-def test_results_come_in_the_order_of_the_work(devices):
+def test_results_are_in_order_of_the_tasks(devices):
     first_may_end = threading.Event()
 
     def first():
-        assert first_may_end.wait(20) == (devices == 1)  # the second runs meanwhile, or never before
+        assert first_may_end.wait(20) == (devices == 1)  # the second task runs concurrently, or later
         return "first"
 
     def second():
@@ -36,7 +36,7 @@ def test_results_come_in_the_order_of_the_work(devices):
     assert side_by_side([first, second]) == ["first", "second"]
 
 
-def test_the_first_mistake_ends_what_has_not_begun(devices):
+def test_first_error_cancels_pending_tasks(devices):
     ran = []
 
     def fails():
@@ -47,7 +47,7 @@ def test_the_first_mistake_ends_what_has_not_begun(devices):
     assert len(ran) <= 2 * module.AT_A_TIME and (devices == 1 or not ran)
 
 
-def test_a_signal_reaches_the_work_of_all_threads(monkeypatch):
+def test_signal_reaches_tasks_in_all_threads(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     both = threading.Barrier(2)

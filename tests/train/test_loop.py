@@ -1,4 +1,4 @@
-"""Training as a whole: resuming, damaged checkpoints, stopping, diverging."""
+"""The training loop: resuming, damaged checkpoints, stopping, divergence."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ CONFIG = TrainingConfig(
 
 @functools.cache
 def trainer(objective, config):
-    """Of many tests, which ask what happens between steps: they share a compiled step."""
+    """Return a trainer shared by many tests, which use one compiled step."""
     return loop.Trainer("unlearn", objective, config, seed=1, mesh=MESH)
 
 
@@ -55,20 +55,20 @@ def assert_identical(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_only_the_encoder_changed_and_scalars_are_complete(uninterrupted):
+def test_only_the_encoder_changes_and_scalars_are_complete(uninterrupted):
     assert_identical(uninterrupted[0]["decoder"], TEACHER["decoder"])
     assert np.abs(uninterrupted[0]["encoder"] - TEACHER["encoder"]).max() > 1e-4
     rows = uninterrupted[1]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     for row in rows:
         np.testing.assert_allclose(row["loss"], row["retain"] + 0.5 * row["forget"], rtol=1e-5)
-    # Four steps up, then half a cosine from 0.01 over 8; the row of step n has the rate of that update.
+    # Four warm-up steps, then half a cosine from 0.01 over 8; the row of step n has the rate of that update.
     expected = [0.0025, 0.0075, *(0.005 * (1 + np.cos(np.pi * (n - 5) / 8)) for n in (6, 8, 10, 12))]
     np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
 
 
 def give_up_at_7(number, fetch):
-    """A read that never returns."""
+    """Simulate a read that never returns."""
     if number == 7:
         raise Interrupted(6, signal.SIGINT)
     return fetch()
@@ -79,7 +79,7 @@ def give_up_at_7(number, fetch):
     [(signal_at(6), Interrupted, 6), (give_up_at_7, Interrupted, 6), (crash_at(11), KeyboardInterrupt, 8)],
 )
 def test_resuming_is_bit_identical(before, error, kept, uninterrupted, tmp_path):
-    """After the step in which a signal arrives; a crash loses the steps since 8, but doubles no log lines."""
+    """A signal stops after its step; a crash loses the steps since 8, but does not duplicate log lines."""
     with pytest.raises(error) as stopped:
         run(tmp_path, Watched(image_batches(side=2), before))
     assert error is not Interrupted or stopped.value.step == 6
@@ -104,13 +104,13 @@ def damage(checkpoint: pathlib.Path, damaged: str) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["truncated", "emptied", "without its state"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(uninterrupted, finished, damaged, caplog):
+def test_damaged_checkpoint_is_named_and_skipped(uninterrupted, finished, damaged, caplog):
     damage(finished / "checkpoints" / "12", damaged)
     with caplog.at_level("WARNING", logger="l2l_jax"):
         assert_identical(run(finished), uninterrupted[0])
     assert "checkpoint of step 12 is damaged" in caplog.text
     assert (finished / "checkpoints" / "12.damaged").is_dir()
-    assert (finished / "checkpoints" / "12").is_dir()  # written anew
+    assert (finished / "checkpoints" / "12").is_dir()  # written again
 
 
 def test_no_readable_checkpoint_is_an_error(finished):
@@ -120,24 +120,24 @@ def test_no_readable_checkpoint_is_an_error(finished):
         run(finished)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_non_finite_loss_stops_the_run(tmp_path):
     def poison(number, fetch):
         batch = fetch()
         return {**batch, "forget": batch["forget"] * np.nan} if number == 10 else batch
 
     with pytest.raises(Diverged, match="not finite at step 10"):
         run(tmp_path, Watched(image_batches(side=2), poison))
-    # The checkpoints before it are intact and nothing after it was saved.
+    # Earlier checkpoints are intact, and nothing was saved afterwards.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused():
+def test_batch_size_not_divisible_by_devices_is_rejected():
     with pytest.raises(UserError, match="8 devices times 1"):
         loop.Trainer("unlearn", OBJECTIVE, CONFIG, seed=1, mesh=sharding.make_mesh())
 
 
 def test_training_works_outside_the_main_thread(uninterrupted, tmp_path):
-    """Notebooks and servers: no signal handlers can be set there."""
+    """As in notebooks and servers, where signal handlers cannot be set."""
     results = []
     thread = threading.Thread(target=lambda: results.append(run(tmp_path)))
     thread.start()
@@ -146,7 +146,7 @@ def test_training_works_outside_the_main_thread(uninterrupted, tmp_path):
 
 
 def test_nothing_is_compiled_after_the_first_step(tmp_path):
-    """Nor computed eagerly for the first time: that compiles as well."""
+    """This includes eager operations, which are also compiled at first use."""
     seen, compiled = [], []
 
     def listen(event, seconds, **_):
@@ -163,12 +163,12 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path):
         fresh.train(loop.TrainRun(TEACHER, Watched(image_batches(side=2), count), tmp_path, alpha=0.5))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.
+    # The first step is compiled before batch 2; 12 steps, 3 checkpoints and 6 log lines follow.
     assert seen[0] < seen[1] and seen[1:] == [seen[1]] * 11 and len(compiled) == seen[1]
 
 
 def test_uint8_images_are_scaled_on_the_devices(tmp_path):
-    """Files give uint8 pixels: the same run as with the same pixels as floats."""
+    """Files have uint8 pixels: the run matches a run with the same pixels as floats."""
 
     class Stored(Images):
         def __init__(self, dtype):
@@ -191,8 +191,8 @@ def test_uint8_images_are_scaled_on_the_devices(tmp_path):
         assert row == pytest.approx(other, rel=1e-3)
 
 
-def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(uninterrupted, tmp_path):
-    """As when the teacher is trained from weights that its objective starts with in place of its own."""
+def test_teacher_can_differ_from_the_initial_model(uninterrupted, tmp_path):
+    """This occurs if the objective starts training from other weights than the teacher's."""
     teacher = {**TEACHER, "encoder": 1.5 * TEACHER["encoder"]}
     taught = run(tmp_path / "taught", teacher=teacher)
     replaced = dataclasses.replace(OBJECTIVE, start=lambda _, rng: {"encoder": TEACHER["encoder"]})
@@ -200,7 +200,7 @@ def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(uninterru
     assert np.any(taught["encoder"] != uninterrupted[0]["encoder"])
 
 
-def test_tensorboard_files_hold_the_scalars_and_lines_cut_off_by_a_crash_are_dropped(finished, tmp_path):
+def test_tensorboard_files_and_truncated_lines(finished, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = finished.glob("events.out.tfevents.*")
@@ -218,7 +218,7 @@ def test_tensorboard_files_hold_the_scalars_and_lines_cut_off_by_a_crash_are_dro
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
-def test_a_trainer_shows_models_on_the_way_and_is_traced_once(tmp_path):
+def test_trainer_yields_intermediate_models_and_is_traced_once(tmp_path):
     traced, seen = [], {}
 
     def prepare(*arguments):
@@ -239,5 +239,5 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(tmp_path):
     short = loop.TrainRun(TEACHER, image_batches(side=2), tmp_path / "short", alpha=0.5, steps=7)
     assert_identical(trainer.train(short), seen[7])
     assert list(seen) == [7, 12] and len(traced) == 1
-    assert_identical(*results)  # looking changes nothing
+    assert_identical(*results)  # observing has no effect
     assert_identical(seen[12], results[1])

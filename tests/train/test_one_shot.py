@@ -1,4 +1,4 @@
-"""Unlearning without training steps, against solutions of dense systems by NumPy."""
+"""Unlearning without training steps, compared with solutions of dense systems in NumPy."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ LAYOUTS = {"one device": ("jit", 1, 1), "4x2": ("jit", 4, 2), "pmap": ("pmap", 8
 
 
 def regression(scale=1.0, outputs=lambda w, x: x @ w, loss=lambda y, t: jnp.square(y - t).sum(axis=1)):
-    """Rows are three inputs and two targets of a regression."""
+    """A regression whose rows have three inputs and two targets."""
     one_shot = OneShot(
         outputs=lambda params, rows: outputs(params["w"], rows[:, :3]),
         losses=lambda predicted, rows: loss(predicted, rows[:, 3:]),
@@ -61,7 +61,7 @@ def solved(objective, params, batches, folder, layout="one device", counts=COUNT
 
 
 def ridge(weights):
-    """min over w of weighted mean squared errors + λ/2 ‖w − w_0‖², by the normal equations."""
+    """Minimize weighted mean squared errors + λ/2 ‖w − w_0‖² over w by the normal equations."""
     matrix, right = DAMPING * np.eye(3), DAMPING * WEIGHTS["w"].astype(float)
     for split, weight in weights.items():
         rows = np.concatenate([batch[split] for batch in ROWS]).astype(float)
@@ -71,13 +71,13 @@ def ridge(weights):
 
 
 def by_convolution(w, x):
-    """The product as a convolution of images of one pixel, whose gradient has no forward mode."""
+    """Compute the product as a convolution of one-pixel images, whose gradient has no forward mode."""
     where = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return convolution(x[:, None, None], w[None, None], **where)[:, 0, 0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_move_of_a_linear_model_is_that_between_two_ridge_regressions(layout, tmp_path):
+def test_update_of_a_linear_model_matches_ridge_regressions(layout, tmp_path):
     outputs = dict(outputs=by_convolution) if layout == "one device" else {}
     after = solved(regression(1.5, **outputs), WEIGHTS, Batches(ROWS), tmp_path, layout, accumulate=2)
     move = ridge({"retain": 0.75}) - ridge({"retain": 0.75, "forget": 0.25})
@@ -85,8 +85,8 @@ def test_the_move_of_a_linear_model_is_that_between_two_ridge_regressions(layout
     assert np.abs(move).max() > 0.02 and not list(tmp_path.iterdir())
 
 
-def test_a_cross_entropy_counts_by_its_curvature(tmp_path):
-    """Two logits per row: slope p − t, curvature diag(p) − p pᵀ; the two systems are solved by NumPy."""
+def test_update_with_a_cross_entropy_uses_its_curvature(tmp_path):
+    """Two logits per row: gradient p − t, curvature diag(p) − p pᵀ; the two systems are solved by NumPy."""
 
     def loss(logits, targets):
         return -(jax.nn.softmax(targets) * jax.nn.log_softmax(logits)).sum(axis=1)
@@ -106,7 +106,7 @@ def test_a_cross_entropy_counts_by_its_curvature(tmp_path):
     np.testing.assert_allclose(after["w"] - WEIGHTS["w"], (retain - complete).reshape(3, 2), atol=2e-5)
 
 
-def test_salient_weights_alone_move(tmp_path):
+def test_only_salient_weights_change(tmp_path):
     objective = dataclasses.replace(regression(), saliency=0.5)
     after = solved(objective, WEIGHTS, Batches(ROWS), tmp_path)
     rows = np.concatenate([batch["forget"] for batch in ROWS])
@@ -120,7 +120,7 @@ def only(row):
 
 
 def dense(objective, params, batch):
-    """The move by a Jacobian and a Hessian in the outputs that are stored, in float64."""
+    """Compute the update with explicit Jacobian and Hessian in the outputs, in float64."""
     trained = objective.initial(params, jax.random.key(3))
     frozen = {part: params[part] for part in objective.frozen}
     inputs = prepared(objective, params, batch, jax.random.fold_in(jax.random.key(3), 0))
@@ -156,7 +156,7 @@ def dense(objective, params, batch):
 
 
 CELLS = cells(MODELS, ("norms", "lora"), normal=[("mae", "norms")])
-"""A family matters by its outputs and losses alone; above are a product, a convolution and both losses."""
+"""Families differ only in outputs and losses; above are a product, a convolution and both losses."""
 
 
 @pytest.mark.slow
@@ -174,6 +174,6 @@ def test_every_family(family, kind, tmp_path):
     np.testing.assert_allclose(move, expected, atol=5e-3 * scale)
 
 
-def test_it_starts_from_the_original():
+def test_update_starts_from_the_original():
     with pytest.raises(ValueError, match="leave out saliency_reset"):
         restrict(Ntk().objective(MODELS["mae"]), MODELS["mae"], 0.5, reset=True)

@@ -1,4 +1,4 @@
-"""Schedule and AdamW against NumPy by hand."""
+"""Schedules and AdamW compared with NumPy."""
 
 import functools
 
@@ -79,13 +79,13 @@ WRONG |= dict(ema_decay=1.5, log_every=0)
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_impossible_settings_are_refused(name):
+def test_invalid_settings_are_rejected(name):
     with pytest.raises(ValueError, match=name):
         TrainingConfig(**{**dict(steps=10, batch_size=4, learning_rate=0.1), name: WRONG[name]})
 
 
-def test_muon_makes_the_updates_of_kernels_orthogonal():
-    """Every direction of the gradient counts alike, however long it is; the rest is Adam's."""
+def test_muon_orthogonalizes_updates_of_kernels():
+    """All singular directions of the gradient have equal weight; other parameters are updated by Adam."""
     config = TrainingConfig(9, 1, 0.1, "muon", schedule="constant", weight_decay=0.0, clip_norm=0.0)
     rng = np.random.default_rng(0)
     zeros = functools.partial(np.zeros, dtype=np.float32)
@@ -96,11 +96,11 @@ def test_muon_makes_the_updates_of_kernels_orthogonal():
     gradient = {"kernel": matrix, "conv": {"kernel": matrix.reshape(1, 2, 3, 4)}, "bias": np.r_[1, -2, 3, -4]}
     gradient = jax.tree.map(lambda x: x.astype(np.float32), gradient)
     optimizer = make_optimizer(config)
-    # Not under `jit`, which adds the two kernels' products up in different orders.
+    # Without `jit`, which sums the two kernels' products in different orders.
     updates, _ = optimizer.update(gradient, jax.jit(optimizer.init)(params), params)
     rotated = left.T @ np.asarray(updates["kernel"], float) @ right / (-0.1 * 0.2 * np.sqrt(6))
     np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=0.02)
-    assert np.all((np.diag(rotated) > 0.65) & (np.diag(rotated) < 1.25))  # five steps of Newton and Schulz
+    assert np.all((np.diag(rotated) > 0.65) & (np.diag(rotated) < 1.25))  # five Newton-Schulz steps
     np.testing.assert_allclose(updates["conv"]["kernel"].reshape(6, 4), updates["kernel"], atol=1e-6)
     nesterov = 1 + 0.9 / 1.9  # Adam's first step with Nesterov momentum (Dozat 2016)
     np.testing.assert_allclose(updates["bias"], -0.1 * nesterov * np.sign(gradient["bias"]), rtol=1e-4)

@@ -1,8 +1,8 @@
-"""The step on one device and on eight, over every mesh and under pmap: one set of numbers.
+"""The step on one and on eight devices, with every mesh and under pmap: equal results.
 
-Tolerances: the terms of each of 10 steps agree to 1e-3 of their value, the parameters after them to 1.5e-4,
-which is a hundredth of what 10 steps of Adam at the rate 1e-3 can change. Rounding differs, as sums over the
-batch have other orders.
+Tolerances: the loss terms of 10 steps agree to 1e-3 of their value, the parameters after them to 1.5e-4,
+a hundredth of the change by 10 steps of Adam at the rate 1e-3. Rounding differs because sums over the
+batch have different orders.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ CELLS = cells(MODELS, LAYOUTS, normal=[("mae", layout) for layout in ("8x1", "4x
 
 
 class Run:
-    """A compiled step of a family on a layout, and what 10 steps of it give."""
+    """A compiled step of a family on a layout, and the results of 10 steps."""
 
     def __init__(self, family, kind, data, model):
         mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
@@ -69,20 +69,20 @@ def runs():
 
 
 def comparable(params):
-    """Parameters by path. A key's bias adds the same to all logits of a query: its true gradient is
-    zero, and Adam turns the rounding left of it into full steps in a random direction."""
+    """Return parameters by path, without biases of keys, which add a constant to a query's logits: the true
+    gradient is zero, and Adam turns its rounding errors into full steps in a random direction."""
     flat = {name: np.array(x) for name, x in flatten_dict(jax.device_get(params), sep="/").items()}
     for name, value in flat.items():
         if name.endswith("attn/qkv/bias"):
             value[len(value) // 3 : 2 * len(value) // 3] = 0
-        elif name.endswith("qkv/bias"):  # Palette: head by head
+        elif name.endswith("qkv/bias"):  # Palette: ordered by head
             value.reshape(-1, 3, 8)[:, 1] = 0
     return flat
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), CELLS)
-def test_every_layout_gives_the_numbers_of_one_device(runs, family, layout):
+def test_every_layout_matches_one_device(runs, family, layout):
     one, many = runs(family, "one device"), runs(family, layout)
     for name in one.metrics[0]:
         mine, theirs = ([row[name] for row in run.metrics] for run in (one, many))
@@ -95,7 +95,7 @@ def test_every_layout_gives_the_numbers_of_one_device(runs, family, layout):
 
 @pytest.mark.parametrize(("family", "layout"), CELLS)
 def test_no_row_of_a_batch_leaves_its_device(runs, family, layout):
-    """Devices add up gradients and scalars, and collect the parts of split parameters: nothing else."""
+    """Devices only reduce gradients and scalars, and gather split parameters."""
     run, ways = runs(family, layout), LAYOUTS[layout][2]
     found = collectives(Program(run.step.as_text()))
     params = [x.shape for x in jax.tree.leaves(run.first)]
@@ -106,21 +106,21 @@ def test_no_row_of_a_batch_leaves_its_device(runs, family, layout):
     teacher = split  # the frozen encoder has the same shapes
     assert sorted(set(gathered)) == sorted(set(split)) and len(gathered) == len(split + teacher)
     sizes = {math.prod(s) for s in params} | {math.prod(s) // n for s in split for n in (2, 4, 8)}
-    sizes |= {1, 2}  # metrics, and retain and forget term together
+    sizes |= {1, 2}  # metrics, and both loss terms together
     summed = [math.prod(shape) for c in found if c.kind == "all-reduce" for shape in c.shapes]
     assert set(summed) <= sizes
-    if ways == 1:  # every gradient crosses once, under jit once for each accumulated part; and some scalars
+    if ways == 1:  # every gradient is reduced once (under jit once per accumulated part), and some scalars
         parts = ACCUMULATE.get(family, 1) if layout == "8x1" else 1
         elements = sum(c.size * c.repeats for c in found) / 4
-        # A bias of conv1 and that of the time have one gradient, which may cross once for both.
+        # A bias of conv1 and that of the time embedding share a gradient, which may be reduced once for both.
         twins = [
             x.size for name, x in flatten_dict(run.first, sep="/").items() if "time_emb_proj/bias" in name
         ]
         assert -parts * sum(twins) <= elements - parts * sum(map(math.prod, params)) < 20 * parts
 
 
-def test_parameters_moments_and_average_are_split_alike(runs):
-    """With fsdp=2 a device holds little more than a half of the state."""
+def test_parameters_moments_and_average_are_sharded_equally(runs):
+    """With fsdp=2, a device has slightly more than half of the state."""
     state = runs("mae", "4x2").state
     kernel = state.params["encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (32, 128) and kernel.sharding.shard_shape(kernel.shape) == (32, 64)
@@ -131,13 +131,13 @@ def test_parameters_moments_and_average_are_split_alike(runs):
     assert all(x.sharding.is_fully_replicated for x in small)
 
 
-def test_the_rule_of_splitting():
+def test_sharding_rule():
     cases = {
         (64, 64): P(None, "fsdp"),  # the last of equal axes
         (128, 64): P("fsdp"),
         (3, 3, 16, 32): P(None, None, None, "fsdp"),
         (137, 30): P(None, "fsdp"),  # 2 divides only the shorter
-        (65, 65): P(),  # it divides neither
+        (65, 65): P(),  # 2 divides neither
         (4096,): P("fsdp"),
         (4095,): P(),
         (): P(),
@@ -148,8 +148,8 @@ def test_the_rule_of_splitting():
     assert sharding.parameter_spec((1026, 32), 4) == P(None, "fsdp")
 
 
-def test_pmap_takes_the_devices_of_a_process_side_by_side():
-    """A mesh of a TPU slice of several hosts goes from host to host and back; JAX's pmap refuses that."""
+def test_pmap_orders_devices_by_process():
+    """A mesh of a multi-host TPU slice alternates between hosts, which JAX's pmap rejects."""
 
     class Device(NamedTuple):
         id: int
@@ -159,7 +159,7 @@ def test_pmap_takes_the_devices_of_a_process_side_by_side():
     assert [device.id for device in sharding.by_process(mesh)] == [0, 1, 2, 4, 5, 6]
 
 
-def test_meshes_of_impossible_sizes_are_refused():
+def test_meshes_of_invalid_sizes_are_rejected():
     for data, model in ((3, -1), (2, 2), (-1, 16)):
         with pytest.raises(UserError, match=f"data={data} times fsdp={model} devices, and there are 8"):
             sharding.make_mesh(config=MeshConfig(data, model))

@@ -1,4 +1,4 @@
-"""Training under a mask: which weights it is, by hand, and that no other weight moves."""
+"""Training with a saliency mask: the mask by hand, and no change of other weights."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ LAYOUTS = {"one device": ("jit", 1, 1), "4x2": ("jit", 4, 2), "pmap": ("pmap", 8
 
 @functools.cache
 def linear_objective(share=0.25):
-    """‖x (W + V) − 1‖² on rows of 6 numbers, nothing drawn; V hardly counts."""
+    """Return ‖x (W + V) − 1‖² for rows of 6 values, without randomness; V has little effect."""
 
     def prepare(frozen, batch, rng, axis_name=None):
         return batch
@@ -37,7 +37,7 @@ def linear_objective(share=0.25):
 
 
 class Batches:
-    """The same batches for every iterator; the first, that of training, fails at batch `crash_at`."""
+    """Equal batches for every iterator; the first iterator, used in training, fails at batch `crash_at`."""
 
     value_range = (0.0, 1.0)
 
@@ -84,7 +84,7 @@ def mask_by_hand():
 
 @functools.cache
 def trainer(objective, layout, config):
-    """Of all runs of an objective on a layout, which share its compiled step."""
+    """Return the trainer shared by all runs of an objective on a layout."""
     kind, data, model = LAYOUTS[layout]
     mesh = sharding.make_mesh(jax.devices()[: data * model], sharding.MeshConfig(data, model))
     return Trainer("unlearn", objective, config, seed=3, mesh=mesh, parallel=kind)
@@ -95,19 +95,19 @@ def trained_by(objective, folder, batches, params=PARAMS, layout="one device", c
 
 
 @pytest.mark.parametrize(("layout", "accumulate"), [("one device", 1), ("4x2", 2), ("pmap", 1)])
-def test_the_salient_weights_move_and_no_others(layout, accumulate, tmp_path):
-    """Neither by weight decay nor by rounding of the moving average, which is the result."""
+def test_only_salient_weights_are_trained(layout, accumulate, tmp_path):
+    """Other weights are changed neither by weight decay nor by rounding of the moving average, the result."""
     config = dataclasses.replace(CONFIG, accumulate=accumulate)
     after = trained_by(linear_objective(), tmp_path, Batches(ROWS), layout=layout, config=config)
     mask = dict(zip(("first", "second"), mask_by_hand(), strict=True))
-    assert mask["first"].sum() == 12  # V hardly counts
+    assert mask["first"].sum() == 12  # V has little effect
     for name in ("first", "second"):
         np.testing.assert_array_equal(after[name] != PARAMS[name], mask[name])
     assert after["unused"] is PARAMS["unused"]
 
 
-def test_the_start_counts_for_salient_weights_alone(tmp_path):
-    """And the gradient is taken at the original weights."""
+def test_initial_weights_affect_only_salient_weights(tmp_path):
+    """The gradient is evaluated at the original weights."""
     objective = dataclasses.replace(
         linear_objective(), start=lambda params, rng: {name: x + 100 for name, x in params.items()}
     )
@@ -117,11 +117,11 @@ def test_the_start_counts_for_salient_weights_alone(tmp_path):
         assert np.all(moved[mask] > 90) and np.all(moved[~mask] == 0)
 
 
-def test_an_interrupted_run_resumes_with_its_mask(tmp_path, monkeypatch):
+def test_interrupted_run_resumes_with_its_mask(tmp_path, monkeypatch):
     whole = trained_by(linear_objective(), tmp_path / "whole", Batches(ROWS))
     with pytest.raises(KeyboardInterrupt):
         trained_by(linear_objective(), tmp_path / "cut", Batches(ROWS, crash_at=6))
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["4"]
-    monkeypatch.setattr(loop, "salient_weights", None)  # it is not measured again
+    monkeypatch.setattr(loop, "salient_weights", None)  # the mask is not recomputed
     after = trained_by(linear_objective(), tmp_path / "cut", Batches(ROWS))
     jax.tree.map(np.testing.assert_array_equal, after, whole)

@@ -24,7 +24,7 @@ def start():
 
 
 def test_moving_average_and_state():
-    """ema ← 0.9 ema + 0.1 params after every step, which is the result. Only the encoder has a state."""
+    """ema ← 0.9 ema + 0.1 params after every step is the result. Only the encoder is in the state."""
     state, expected, first = start(), TEACHER["encoder"].astype(float), None
     for _ in range(5):
         state, metrics = STEP(state, FROZEN, BATCH)
@@ -34,13 +34,13 @@ def test_moving_average_and_state():
     assert state.result is state.ema and state.replace(ema=None).result is state.params
     assert int(state.step) == 5 and set(state.params) == {"encoder"} and "decoder" not in OBJECTIVE.frozen
     assert sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim) == 2 * expected.size
-    # Student and teacher are equal at first, and see the same draw of T.
+    # Student and teacher are initially equal, and receive the same sample of T.
     assert first["retain"] == 0 and first["forget"] > 0.01
     np.testing.assert_allclose(first["loss"], 0.25 * first["forget"], rtol=1e-6)
 
 
-def test_randomness_follows_the_step_number():
-    """Two steps on one batch draw differently; the same step twice draws the same."""
+def test_randomness_depends_on_the_step_number():
+    """Two steps on one batch have different random numbers; repeating a step gives the same."""
     state = start()
     first = STEP(state, FROZEN, BATCH)[1]["forget"]
     assert STEP(state, FROZEN, BATCH)[1]["forget"] == first
@@ -48,7 +48,7 @@ def test_randomness_follows_the_step_number():
     assert STEP(state.replace(step=number), FROZEN, BATCH)[1]["forget"] != first
 
 
-def test_pretraining_is_on_one_set():
+def test_pretraining_uses_one_set():
     (stage,) = LINEAR.pretraining_stages()
     objective = pretraining_objective(stage, tuple(TEACHER))
     assert (objective.trained, objective.frozen, objective.sets) == (

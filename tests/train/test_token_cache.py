@@ -1,4 +1,4 @@
-"""A bank holds what the tokenizer would say in each step, and is finished only once."""
+"""Token banks: codes equal to those of each step, computed once."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ SEED, STEPS, BATCH = 5, 6, 8
 SIZES = {"retain": 20, "forget": 15}
 ALL = ("retain", "forget", "noise")
 HOW = UnlearningConfig(token_bank=4, noise_bank=STEPS * BATCH)
-"""As large as the run: 48 places, 3 and 4 epochs."""
+"""A bank as large as the run: 48 positions, 3 and 4 epochs."""
 
 
 def images(before=lambda index: None):
@@ -56,12 +56,12 @@ def bank(params, mesh, tmp_path_factory):
 
 @jax.jit
 def noise_of(batch, step):
-    """The noise images of a step without a bank."""
+    """Return the noise images of a step without a bank."""
     rng = jax.random.fold_in(jax.random.key(SEED), step)
     return batch_noise(batch["retain"], batch["forget"], rng)
 
 
-def test_codes_are_those_of_each_step(bank, params):
+def test_codes_match_each_step(bank, params):
     for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
         assert set(codes) == {"retain", "forget", "noise"}
         for name, shown in {**pixels, "noise": noise_of(pixels, step)}.items():
@@ -79,14 +79,14 @@ def prepared_by(objective, params):
     return functools.partial(prepare, frozen)
 
 
-def test_steps_see_what_they_see_without_a_bank(bank, params):
+def test_step_inputs_are_the_same_with_and_without_a_bank(bank, params):
     prepare = prepared_by(METHODS["encoder"]().objective(MODEL), params)
     for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
         jax.tree.map(np.testing.assert_array_equal, prepare(pixels, step), prepare(codes, step))
 
 
-def test_latents_bring_their_masks(tmp_path):
-    """Steps see what they see without a cache; noise later has the mask of its forget image, too."""
+def test_latents_include_their_masks(tmp_path):
+    """Step inputs are the same as without a cache; noise also has the mask of its forget image."""
     model, sets = MODELS["latent_diffusion"], {name: Images(16) for name in SIZES}
     pixels = TrainingBatches(sets, BATCH, value_range=model.value_range, seed=3)
     params, cfg = params_of(model), UnlearningConfig(token_bank=4, noise_bank=0)
@@ -115,7 +115,7 @@ def test_training_needs_no_tokenizer(bank, params):
     assert jax.tree.map(np.shape, gradients["loss"]) == jax.tree.map(np.shape, lean)
 
 
-def test_views_and_noise_come_again_in_another_order(bank):
+def test_views_and_noise_repeat_in_another_order(bank):
     batches = [batch for batch, _ in zip(bank, range(40), strict=False)]
     stream = np.concatenate([batch["retain"] for batch in batches])
     first, again = stream[:20], stream[80:100]  # epochs 0 and 4 of 20 images in 4 views
@@ -126,7 +126,7 @@ def test_views_and_noise_come_again_in_another_order(bank):
     assert (noise[:48] != noise[48:96]).any()
 
 
-def test_it_resumes_where_it_was(bank):
+def test_interrupted_bank_resumes(bank):
     iterator = iter(bank)
     next(iterator)
     state = iterator.get_state()
@@ -137,21 +137,21 @@ def test_it_resumes_where_it_was(bank):
         np.testing.assert_array_equal(codes, expected[name])
 
 
-def test_noise_alone(params, mesh, tmp_path):
+def test_bank_of_noise_only(params, mesh, tmp_path):
     cfg = UnlearningConfig(token_bank=0, noise_bank=12)
     bank = open_token_cache(tmp_path, cfg, MODEL, params, images(), seed=SEED, mesh=mesh)
     objective = METHODS["encoder"]().objective(MODEL)
-    assert cached_objective(objective, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
+    assert cached_objective(objective, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for images
     shown, found = [], []
     for step, pixels, batch in zip(range(2), images(), bank, strict=False):
         np.testing.assert_array_equal(batch["retain"], pixels["retain"])
         shown += [*np.asarray(tokenize(params, noise_of(pixels, step)))]
         found += [*batch["noise"]]
     np.testing.assert_array_equal(found[:12], shown[:12])
-    assert {tuple(row) for row in found[12:]} <= {tuple(row) for row in found[:12]}  # the pool begins again
+    assert {tuple(row) for row in found[12:]} <= {tuple(row) for row in found[:12]}  # the pool repeats
 
 
-def test_a_signal_stops_it_and_it_resumes(params, mesh, bank, tmp_path, monkeypatch):
+def test_signal_stops_the_bank_and_it_resumes(params, mesh, bank, tmp_path, monkeypatch):
     read = []
 
     def signal_at_30(index):
@@ -173,10 +173,10 @@ def test_a_signal_stops_it_and_it_resumes(params, mesh, bank, tmp_path, monkeypa
         np.testing.assert_array_equal(np.load(again.codes[name].path), np.load(codes.path))
     read.clear()
     open_token_cache(tmp_path, HOW, MODEL, params, images(read.append), seed=SEED, mesh=mesh)
-    assert not read  # it was finished
+    assert not read  # the bank was complete
 
 
-def test_another_tokenizer_makes_another_bank(params, mesh, tmp_path):
+def test_bank_depends_on_the_tokenizer(params, mesh, tmp_path):
     cfg = UnlearningConfig(token_bank=0, noise_bank=8)
     banks = []
     embedding = params["tokenizer"]["quantize"]["embedding"]

@@ -1,4 +1,4 @@
-"""Errors measured while training: those of NumPy, on any layout of devices."""
+"""Errors measured during training match NumPy on any device layout."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ LAYOUTS = {"1x1": ("jit", 1, 1), "2x2": ("jit", 2, 2), "pmap": ("pmap", 4, 1)}
 
 
 class Blurred:
-    """Restores an image as the mean of its pixels and a random number of its own."""
+    """A model that reconstructs an image as the mean of its pixels plus a random number per image."""
 
     @staticmethod
     def inpaint(params, images, mask, rng):
@@ -25,7 +25,7 @@ class Blurred:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_errors_are_those_of_numpy_whatever_the_layout(layout):
+def test_errors_match_numpy_on_any_layout(layout):
     kind, data, model = LAYOUTS[layout]
     rng = np.random.default_rng(0)
     images = {split: rng.random((n, 8, 8, 3), np.float32) for split, n in {"retain": 7, "forget": 6}.items()}

@@ -1,7 +1,7 @@
-"""A model of one number, on which a budget can be worked out by hand.
+"""A model with one parameter, for which a budget can be computed by hand.
 
-It restores an image x as w · x. Retain images want w = 1, forget images w = 0. With equally bright images the
-loss (w − 1)² + α · w² is least at w = 1 / (1 + α), where the error of a retain image is (1 − w)² · x².
+It reconstructs image x as w · x. Retain images favor w = 1, forget images w = 0. With equal brightness, the
+minimum of (w − 1)² + α · w² is at w = 1 / (1 + α), where the error of a retain image is (1 − w)² · x².
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from l2l_jax.losses import noisy_label_loss
 from l2l_jax.methods.base import Objective
 
 START = 0.9
-"""w of the original model: its retain error is 0.01 x²."""
+"""w of the original model, whose retain error is 0.01 x²."""
 
 
 class Gain:
-    """The model, as far as `MaskedErrors` asks."""
+    """The model, with the interface that `MaskedErrors` uses."""
 
     @staticmethod
     def inpaint(params, images, mask, rng):
@@ -26,7 +26,7 @@ class Gain:
 
 
 class Images(NamedTuple):
-    """Ten images of one brightness."""
+    """Ten images of equal brightness."""
 
     brightness: float
     class_names: tuple = ("only",)
@@ -44,12 +44,12 @@ MASK = np.pad(np.ones((2, 2), bool), 1)
 
 
 def params():
-    """The original model; the decoder does nothing."""
+    """Return the original model; the decoder is unused."""
     return {"encoder": {"gain": np.float32(START)}, "decoder": {"unused": np.float32(0)}}
 
 
 def objective(sign=1.0):
-    """Retain loss mean (w x − x)², forget loss sign · mean (w x)²."""
+    """Return the objective: retain loss mean (w x − x)², forget loss sign · mean (w x)²."""
 
     def prepare(frozen, batch, rng, axis_name=None):
         retain, forget = batch["retain"], batch["forget"]

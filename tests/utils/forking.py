@@ -1,9 +1,9 @@
-"""Processes that start quickly: forked by a server of `multiprocessing`, which has imported what they need.
+"""Fast starting processes, forked by a `multiprocessing` server that has already imported the modules.
 
-`python -m l2l_jax.main` spends two seconds importing JAX, Orbax and the rest before it begins; the server
-does that once for all processes that a test worker starts. Each has its own environment, folder and outputs,
-runs its module as `__main__` and ends as Python ends. All of them share the seed of `hash`;
-test_main_several.py has, with `-m soak`, processes in which it differs.
+`python -m l2l_jax.main` spends two seconds importing JAX, Orbax and other packages; the server
+does this once for all processes that a test worker starts. Each has its own environment, folder and outputs,
+runs its module as `__main__` and exits like Python. All of them share the seed of `hash`;
+test_main_several.py has, with `-m soak`, processes with different seeds.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from tests.compiling import collect_garbage_rarely
 ROOT = pathlib.Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
 DRAWS = "L2L_JAX_TESTS_DRAWS"
-"""Variable that is "no" in the environment of processes that need not draw a report: report/ draws some."""
+"""Environment variable set to "no" for processes that need not draw a report, which report/ tests."""
 
 CONTEXT.set_forkserver_preload([
     "flax.linen", "grain", "jax", "matplotlib.pyplot", "optax", "orbax.checkpoint", "scipy.stats",
@@ -33,7 +33,7 @@ CONTEXT.set_forkserver_preload([
 
 
 class Process:
-    """A forked process, with those methods of `subprocess.Popen` that tests use."""
+    """A forked process with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, arguments, env, cwd, stdin):
         self._files = [tempfile.NamedTemporaryFile("w+", encoding="utf-8") for _ in range(3)]  # noqa: SIM115
@@ -46,7 +46,7 @@ class Process:
 
     @property
     def returncode(self):
-        """The exit code, or None while it runs; −N after signal N."""
+        """Return the exit code, or None while it runs; −N after signal N."""
         return self._process.exitcode
 
     def poll(self):
@@ -64,7 +64,7 @@ class Process:
 
 
 def start(*arguments, env=None, cwd=ROOT, stdin=""):
-    """`python ARGUMENTS`, which are those of `-m` or `-c`; `communicate` gives its output and its errors."""
+    """Start `python ARGUMENTS` with `-m` or `-c`; `communicate` returns output and errors."""
     env = dict(os.environ if env is None else env)
     read, now = ({n: x for n, x in e.items() if n.startswith("JAX_")} for e in (os.environ, env))
     if read != now:
@@ -73,7 +73,7 @@ def start(*arguments, env=None, cwd=ROOT, stdin=""):
 
 
 def run(*arguments, timeout=300, **options):
-    """`start`, then wait: exit code, output, errors."""
+    """Run `start` and wait; return exit code, output and errors."""
     process = start(*arguments, **options)
     try:
         output, errors = process.communicate(timeout=timeout)
@@ -83,8 +83,8 @@ def run(*arguments, timeout=300, **options):
 
 
 def _become(arguments, env, cwd, paths):
-    """Run in this process what is asked for, and end, as Python would."""
-    gc.freeze()  # collecting garbage would touch, and so copy, all pages of the server
+    """Run the requested module in this process, and exit like Python."""
+    gc.freeze()  # garbage collection would touch, and therefore copy, all pages of the server
     collect_garbage_rarely()
     for place, path in enumerate(paths):
         file = os.open(path, os.O_RDONLY if place == 0 else os.O_WRONLY | os.O_APPEND)

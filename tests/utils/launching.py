@@ -1,4 +1,4 @@
-"""Starting `tests.worker` as several processes on this machine."""
+"""Launching of `tests.worker` as several processes on this machine."""
 
 import os
 import socket
@@ -13,11 +13,11 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     DRAWS: "no",
 }
-"""One device to a process, one thread to a device: the processes share few cores."""
+"""One device per process and one thread per device, because the processes share few cores."""
 
 
 class Ended(NamedTuple):
-    """What a process left behind: exit code and both of its outputs."""
+    """Result of a process: exit code, stdout and stderr."""
 
     code: int
     output: str
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def run_processes(count, *arguments, flags=(), only=None, frozen=None, timeout=240) -> list[Ended]:
-    """Run `count` processes, or the one numbered `only`, until all have ended; `frozen` is killed then."""
+    """Run `count` processes, or only the process `only`, until all have ended; then kill `frozen`."""
     address = f"127.0.0.1:{free_port()}"
     common = [f"--coordinator={address}", f"--num_processes={count}", *flags]
     started = []
@@ -40,7 +40,7 @@ def run_processes(count, *arguments, flags=(), only=None, frozen=None, timeout=2
             started.append(start(*arguments, *common, f"--process_id={index}", env=ENVIRONMENT))
         for index, process in enumerate(started):
             if index != frozen:
-                process.wait(timeout=timeout)  # what they write fits into the pipes
+                process.wait(timeout=timeout)  # their output fits into the pipes
         if frozen is not None:
             started[frozen].kill()
         outputs = [process.communicate(timeout=timeout) for process in started]

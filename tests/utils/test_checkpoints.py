@@ -1,4 +1,4 @@
-"""Damaged checkpoints of a realistic size: one exception with the reason, and nothing else on the console."""
+"""Damaged checkpoints of realistic size: one exception with the reason, and no other console output."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def cut(path):
         (True, lambda file: None, 100, "ValueError: Requested shape"),
     ],
 )
-def test_damaged_files_and_other_shapes_are_one_sentence(tmp_path, ocdbt, damage, height, message):
+def test_damaged_files_and_wrong_shapes_raise_one_error(tmp_path, ocdbt, damage, height, message):
     saved(tmp_path / "checkpoint", ocdbt)
     large = [f for f in (tmp_path / "checkpoint").rglob("*") if f.is_file() and f.stat().st_size > 20_000]
     for file in large:
@@ -61,7 +61,7 @@ def test_damaged_files_and_other_shapes_are_one_sentence(tmp_path, ocdbt, damage
     assert message in output and errors == "" and code == 0
 
 
-def test_what_is_whole_is_read_and_what_is_missing_named(tmp_path):
+def test_complete_checkpoints_are_read_and_missing_files_named(tmp_path):
     tree = saved(tmp_path / "checkpoint", True)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     check_sizes(tmp_path / "checkpoint")
@@ -72,7 +72,7 @@ def test_what_is_whole_is_read_and_what_is_missing_named(tmp_path):
         read_arrays(tmp_path / "nowhere", target)
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+def test_checkpoint_without_read_permission_is_not_damaged(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise Exception("wrapped") from PermissionError(13, "Permission denied", "place")
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
         read_arrays(tmp_path, {})
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+def test_full_disk_is_detected_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=4000))
     check_space(tmp_path, {"a": np.zeros(1000, np.float32)})
     with pytest.raises(OSError, match=str(tmp_path)) as full:
@@ -110,8 +110,8 @@ sys.exit(run_command(command, sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("what", "named"), [("model", ""), ("checkpoint", "checkpoint/1")])
-def test_a_limit_of_files_is_one_sentence(tmp_path, what, named):
-    """TensorStore would report every write that it drops after the first that fails."""
+def test_file_size_limit_is_one_error(tmp_path, what, named):
+    """TensorStore would report every write after the first failure."""
     code, output, errors = forking.run("-c", LIMITED, what, tmp_path / what)
     assert (code, output, errors.count("\n")) == (1, "", 1)
     assert errors.startswith(

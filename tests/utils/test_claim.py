@@ -1,4 +1,4 @@
-"""One run at a time owns a folder."""
+"""Exclusive ownership of a folder by one run."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def in_haste(monkeypatch):
     monkeypatch.setattr(claims, "STALE_SECONDS", 1.0)
 
 
-def test_the_owner_may_claim_again_and_what_is_inside(tmp_path):
+def test_owner_can_claim_again_and_claim_subfolders(tmp_path):
     release = claim(tmp_path)
     claim(tmp_path)()
     (tmp_path / "inside").mkdir()
@@ -37,7 +37,7 @@ def test_the_owner_may_claim_again_and_what_is_inside(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
-def test_a_running_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path):
+def test_running_process_keeps_its_folder_and_killed_process_loses_it(tmp_path):
     other = forking.start("-c", HOLD, tmp_path)
     while not (tmp_path / LOCK).exists():
         time.sleep(0.01)
@@ -49,7 +49,7 @@ def test_a_running_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path):
     assert json.loads((tmp_path / LOCK).read_text())["process"]["pid"] == os.getpid()
 
 
-def test_a_process_that_ends_gives_its_folder_back(tmp_path):
+def test_process_releases_its_folder_at_exit(tmp_path):
     code, output, errors = forking.run("-c", HOLD.replace("time.sleep(60)", ""), tmp_path)
     assert (code, output, errors) == (0, "owned\n", "") and not list(tmp_path.iterdir())
 
@@ -60,7 +60,7 @@ def elsewhere(folder):
     (folder / LOCK).write_text(json.dumps(content))
 
 
-def test_a_lock_of_another_machine_holds_while_it_is_renewed(tmp_path):
+def test_lock_of_another_machine_is_valid_while_renewed(tmp_path):
     elsewhere(tmp_path)
     ended = threading.Event()
 
@@ -80,6 +80,6 @@ def test_a_lock_of_another_machine_holds_while_it_is_renewed(tmp_path):
     assert json.loads((tmp_path / LOCK).read_text())["process"]["pid"] == os.getpid()
 
 
-def test_a_damaged_lock_counts_as_none(tmp_path):
+def test_damaged_lock_is_ignored(tmp_path):
     (tmp_path / LOCK).write_text("{")
     claim(tmp_path)

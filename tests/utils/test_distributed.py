@@ -1,4 +1,4 @@
-"""What a process learns of the others from flags and the cluster, and what it says if they do not come."""
+"""Detection of other processes from flags and the cluster, and errors if they do not join."""
 
 import re
 import socket
@@ -20,7 +20,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
     [
         ({}, None),
         (SLURM, "Slurm"),
-        ({**SLURM, "SLURM_NTASKS": "1"}, None),  # one task is one process, with all GPUs of the node
+        ({**SLURM, "SLURM_NTASKS": "1"}, None),  # one task is one process with all GPUs of the node
         ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),  # the batch script, no step
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, None),  # the shell of salloc
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "2"}, "Slurm"),
@@ -29,7 +29,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": ""}, None),
         (POD, "Kubernetes"),
         (dict.fromkeys(POD, ""), None),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod of its own
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a single pod
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, None),  # without chips
     ],
 )
@@ -40,7 +40,7 @@ def test_clusters_are_recognised(environ, expected):
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        ({}, "TPU"),  # a TPU VM: JAX asks its metadata server how many hosts there are
+        ({}, "TPU"),  # a TPU VM: JAX queries the number of hosts from its metadata server
         ({"TPU_SKIP_MDS_QUERY": "1"}, None),
         ({**POD, "TPU_WORKER_HOSTNAMES": "a,b"}, "TPU"),  # GKE
         ({**POD, "TPU_WORKER_HOSTNAMES": "a"}, None),
@@ -62,12 +62,12 @@ def test_tpu_hosts_are_recognised(monkeypatch, environ, expected):
         (Launch(True), "--distributed: no Slurm step, Open MPI, Kubernetes job or Cloud TPU"),
     ],
 )
-def test_flags_that_do_not_fit_together_are_refused(launch, message):
+def test_inconsistent_flags_are_rejected(launch, message):
     with pytest.raises(UserError, match=message):
         distributed.start(launch, {})
 
 
-def test_what_the_cluster_lacks_is_named(monkeypatch, tmp_path):
+def test_missing_cluster_requirements_are_named(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="SLURM_NTASKS is 'two', but should be a number of processes"):
         cluster({**SLURM, "SLURM_NTASKS": "two"})
     monkeypatch.setattr(distributed, "TOKEN", tmp_path / "token")
@@ -78,7 +78,7 @@ def test_what_the_cluster_lacks_is_named(monkeypatch, tmp_path):
         distributed.start(Launch(), POD)
 
 
-def test_alone_nothing_is_started():
+def test_single_process_does_not_initialize_jax_distributed():
     assert not distributed.start(Launch(), {})
     assert not distributed.start(Launch(distributed=False), SLURM)
     assert distributed.place() == (0, 1)
@@ -92,14 +92,14 @@ def test_alone_nothing_is_started():
         (0, r"Error: Not all of the 2 processes came to 127.0.0.1:\d+; waited 2 s .*--num_processes=2"),
     ],
 )
-def test_processes_that_do_not_come_are_named_in_time(process, message):
+def test_timeout_of_missing_processes_is_explained(process, message):
     (ended,) = worker(2, "whole", "nowhere", flags=["--start_timeout=2"], only=process)
     assert ended.code == LOST
     (line,) = ended.errors.splitlines()
     assert re.match(message, line)
 
 
-def test_a_port_in_use_is_named():
+def test_port_in_use_is_named():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         launch = Launch(None, f"127.0.0.1:{port}", 2, 0, start_timeout=1)

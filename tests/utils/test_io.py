@@ -1,4 +1,4 @@
-"""Files, folders and cached results: complete or missing, whatever happens."""
+"""Atomicity of files, folders and cached results."""
 
 import concurrent.futures
 import json
@@ -36,12 +36,12 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_failed_blocks_leave_the_old_content_and_nothing_else(tmp_path):
+def test_failed_blocks_leave_only_the_old_content(tmp_path):
     for text in (b"older", "Größe\n"):
         atomic_write(tmp_path / "file", text)
     with atomic_folder(tmp_path / "made" / "folder") as folder:
         (folder / "a").write_text("old")
-    assert (tmp_path / "file").stat().st_mode == (tmp_path / "made/folder/a").stat().st_mode  # the umask's
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "made/folder/a").stat().st_mode  # from the umask
     with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "file") as path:
         path.write_text("new")
         _ = 1 / 0
@@ -52,9 +52,9 @@ def test_failed_blocks_leave_the_old_content_and_nothing_else(tmp_path):
     assert names(tmp_path / "made") == ["folder"] and (tmp_path / "made/folder/a").read_text() == "old"
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_folder_is_replaced_atomically(tmp_path):
     for name in ("a", "b"):
-        (tmp_path / "folder.unfinished").mkdir()  # of a killed process
+        (tmp_path / "folder.unfinished").mkdir()  # left by a killed process
         with atomic_folder(tmp_path / "folder") as folder:
             (folder / name).touch()
     assert names(tmp_path / "folder") == ["b"] and names(tmp_path) == ["folder"]
@@ -69,7 +69,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
         'with atomic_folder(folder / "made") as made: (made / "a").write_text("new")',
     ],
 )
-def test_a_process_killed_before_the_rename_changes_nothing(tmp_path, write):
+def test_process_killed_before_the_rename_changes_nothing(tmp_path, write):
     atomic_write(tmp_path / "file", "old")
     ResultCache(tmp_path / "cache", {"k": 1}).put("entry", ["old"])
     with atomic_folder(tmp_path / "made") as made:
@@ -80,7 +80,7 @@ def test_a_process_killed_before_the_rename_changes_nothing(tmp_path, write):
     assert ResultCache(tmp_path / "cache", {"k": 1}).get("entry") == ["old"]
 
 
-def test_two_processes_write_the_same_names(tmp_path):
+def test_concurrent_writes_of_the_same_names(tmp_path):
     ResultCache(tmp_path / "cache", {"k": 1})  # one process claims the folder
     with concurrent.futures.ThreadPoolExecutor() as pool:
         runs = [pool.submit(forking.run, "-c", WRITE, str(tmp_path), digit) for digit in "12"]
@@ -92,14 +92,14 @@ def test_two_processes_write_the_same_names(tmp_path):
     assert x[0] in (1, 2) and (x == x[0]).all()
 
 
-def test_tree_hash_depends_on_names_shapes_types_and_values_only():
+def test_tree_hash_depends_only_on_names_shapes_dtypes_and_values():
     x, rest = np.float32([1, 2]), [np.int32(3), jnp.ones((2, 1), jnp.bfloat16)]
     assert tree_hash({"b": {"x": x}, "a": rest}) == tree_hash({"a": rest, "b": {"x": jnp.asarray(x)}})
     trees = [{"x": x}, {"y": x}, {"x": x[None]}, {"x": x.view(np.int32)}, {"x": x + 1}]
     assert len({tree_hash({"a": rest, "b": tree}) for tree in trees}) == 5
 
 
-def test_tree_hash_is_the_one_that_adapters_of_earlier_versions_hold():
+def test_tree_hash_matches_adapters_of_earlier_versions():
     """Computed by version 0.3's `fingerprint` of the parts "encoder" and "decoder"."""
     tree = {
         "decoder": {"bias": np.zeros((), np.float32)},
@@ -117,18 +117,18 @@ def test_entries_are_found_by_name_and_stamp(tmp_path):
     cache.put("set/1", {"mse": np.array([9.0])}, stamp=["two"])
     cache.put("set/0", ARRAYS, stamp=["one"])
     cache.put("facts", {"error": 0.5, "why": "Größe"})
-    again = ResultCache(tmp_path / "cache", {"sizes": [1, 2], "seed": 1})  # of a later run
+    again = ResultCache(tmp_path / "cache", {"sizes": [1, 2], "seed": 1})  # cache of a later run
     assert again.get("set/0", stamp=["one"]) is not None and again.get("set/0", stamp=["two"]) is None
     np.testing.assert_array_equal(again.join(["set/0", "set/1"], "mse"), [0, 1, 2, 9])
     assert again.join(["set/0", "set/1"], "psnr") is None
     assert set(again.get("set/0", members=["mse", "nothing"])) == {"mse"}
     assert list(again.get("set/0")["names/long"]) == ["a", "b"]
     assert again.get("facts") == {"error": 0.5, "why": "Größe"}
-    again.put("facts", ARRAYS)  # another kind
+    again.put("facts", ARRAYS)  # another kind of value
     assert set(again.get("facts")) == set(ARRAYS)
 
 
-def test_another_key_empties_the_folder(tmp_path):
+def test_different_key_empties_the_folder(tmp_path):
     def opened(seed):
         return ResultCache(tmp_path / "cache", {"seed": seed})
 
@@ -141,7 +141,7 @@ def test_another_key_empties_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("value", [ARRAYS, ["x"]])
-def test_damaged_entries_are_missing_and_computed_again(tmp_path, monkeypatch, value):
+def test_damaged_entries_are_recomputed(tmp_path, monkeypatch, value):
     monkeypatch.setattr(io, "SHARED_WITHIN", 0)
     cache = ResultCache(tmp_path / "cache", {})
     cache.put("0", value)

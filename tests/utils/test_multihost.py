@@ -1,4 +1,4 @@
-"""Agreements of one process and the wording of several; real processes: test_several_processes."""
+"""Single-process communication, and error messages of several; real processes: test_several_processes."""
 
 import jax
 import numpy as np
@@ -10,10 +10,10 @@ from l2l_jax.utils import multihost as collectives
 from l2l_jax.utils.multihost import barrier, exchange, from_primary, is_primary, to_host
 
 
-def test_one_process_is_the_writer_and_sends_nothing_and_its_exceptions_stay_as_they_are():
+def test_single_process_sends_nothing_and_keeps_its_exceptions():
     assert is_primary() and exchange("text") == ["text"]
     marker = object()
-    assert from_primary(lambda: marker) is marker  # not even through JSON
+    assert from_primary(lambda: marker) is marker  # without a JSON round trip
     error = OSError(28, "No space left on device")
     with pytest.raises(OSError) as caught, barrier():
         raise error
@@ -28,7 +28,7 @@ def test_one_process_is_the_writer_and_sends_nothing_and_its_exceptions_stay_as_
         (["one", "", "two"], "Process 0 of 3: one Process 2 of 3: two"),
     ],
 )
-def test_equal_complaints_are_told_once(texts, expected, monkeypatch):
+def test_equal_errors_are_reported_once(texts, expected, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: len(texts))
     monkeypatch.setattr(collectives, "exchange", lambda own: texts)
     with pytest.raises(UserError) as told, barrier():
@@ -36,7 +36,7 @@ def test_equal_complaints_are_told_once(texts, expected, monkeypatch):
     assert str(told.value) == expected and told.value.known_to_all
 
 
-def test_arrays_come_to_the_host_whole():
+def test_arrays_are_gathered_to_the_host():
     values = np.arange(16.0)
     devices = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
     split = jax.device_put(values, jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("device")))
@@ -45,7 +45,7 @@ def test_arrays_come_to_the_host_whole():
     assert isinstance(found["split"], np.ndarray) and found["plain"] is values
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+def test_batch_size_not_divisible_by_processes_is_rejected(monkeypatch):
     from tests.test_main_several import config
 
     settings = config()

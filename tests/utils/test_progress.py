@@ -1,4 +1,4 @@
-"""Progress on a terminal and in files."""
+"""Progress reporting on a terminal and in files."""
 
 import io
 import logging
@@ -23,7 +23,7 @@ def lines(caplog):
 
 
 def test_lines_show_rate_time_left_and_metrics(clock, caplog):
-    """A step takes 2 s, the first 10 s more; a line at most every 10 s, and the last one once."""
+    """A step takes 2 s, the first 10 s more; lines are at least 10 s apart; the last is not repeated."""
     with caplog.at_level(logging.INFO, logger="l2l_jax"), progress.Progress("train", 11) as bar:
         for number in range(11):
             clock[0] += 12 if number == 0 else 2
@@ -35,7 +35,7 @@ def test_lines_show_rate_time_left_and_metrics(clock, caplog):
     ]
 
 
-def test_a_resumed_phase_counts_only_its_own_steps(clock, caplog):
+def test_rate_of_a_resumed_phase_uses_only_its_own_steps(clock, caplog):
     with caplog.at_level(logging.INFO, logger="l2l_jax"), progress.Progress("train", 10, 6) as bar:
         for _ in range(4):
             clock[0] += 500
@@ -44,7 +44,7 @@ def test_a_resumed_phase_counts_only_its_own_steps(clock, caplog):
     assert caplog.records[-1].getMessage() == "train 10/10 · 33 min 20 s"
 
 
-def test_work_within_work_has_no_lines_of_its_own(clock, caplog):
+def test_nested_progress_has_no_lines(clock, caplog):
     with (
         caplog.at_level(logging.INFO, logger="l2l_jax"),
         progress.Progress("audit", 2, unit="attack") as outer,
@@ -63,7 +63,7 @@ def test_work_within_work_has_no_lines_of_its_own(clock, caplog):
     ]
 
 
-def test_a_bar_is_removed_and_leaves_one_line(monkeypatch, caplog):
+def test_bar_is_replaced_by_a_summary_line(monkeypatch, caplog):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -73,7 +73,7 @@ def test_a_bar_is_removed_and_leaves_one_line(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="l2l_jax"), progress.Progress("train", 300) as bar:
         for _ in range(300):
             bar.update(1, {"loss": 0.5})
-    # The summary follows where a handler prints it to the terminal.
+    # The summary follows if a handler prints it to the terminal.
     bar_text, _, _ = terminal.getvalue().partition("train 300/300 · ")
     assert "train   0%|" in bar_text and "\n" not in bar_text and bar_text.endswith("\r")
     (line,) = lines(caplog)
@@ -88,14 +88,14 @@ def test_a_bar_is_removed_and_leaves_one_line(monkeypatch, caplog):
         ("logging.basicConfig(level=logging.INFO, format='root: %(message)s')", "root: train 1/1 · 0 s\n"),
     ],
 )
-def test_scripts_see_progress_unless_they_set_up_logging(setup, shown):
+def test_progress_is_shown_unless_logging_is_configured(setup, shown):
     program = "from l2l_jax.utils.progress import Progress\nwith Progress('train', 1) as bar: bar.update()"
     command = [sys.executable, "-c", f"import logging\n{setup}\n{program}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", shown)
 
 
-def test_nobody_needs_to_read_the_lines(monkeypatch):
+def test_write_errors_of_lines_are_ignored(monkeypatch):
     class Broken(io.StringIO):
         def write(self, text):
             raise BrokenPipeError

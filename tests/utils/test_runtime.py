@@ -1,4 +1,4 @@
-"""Compiled programs kept where only the user can write, and malloc's arenas and freed memory."""
+"""Compilation cache in a private folder, and malloc's arenas and freed memory."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ def options_as_before(monkeypatch, tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_programs_are_found_again(tmp_path):
+def test_compiled_programs_are_reused(tmp_path):
     compilation_cache.reset_cache()
     keep_compiled_programs()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -37,7 +37,7 @@ def test_programs_are_found_again(tmp_path):
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_a_file_or_a_folder_that_others_may_write_to_is_refused(tmp_path):
+def test_compile_cache_writable_by_others_is_rejected(tmp_path):
     (tmp_path / "l2l_jax").write_text("")
     with pytest.raises(UserError, match="--compile_cache: .* cannot be made"):
         keep_compiled_programs()
@@ -92,8 +92,8 @@ threading.Thread(target=tell).start()
         ({"JAX_PLATFORMS": "cuda"}, "None"),
     ],
 )
-def test_a_program_begins_anew_with_huge_pages(tmp_path, environment, tunables):
-    """256 MB are 65,536 pages of 4 KiB or 128 of 2 MiB; the process and its arguments stay."""
+def test_program_restarts_with_huge_pages(tmp_path, environment, tunables):
+    """256 MB are 65,536 pages of 4 KiB or 128 of 2 MiB; process id and arguments are unchanged."""
     (tmp_path / "program.py").write_text(PROGRAM)
     cleared = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     with subprocess.Popen(
@@ -134,6 +134,6 @@ print(used - freed, freed - resident())
 
 
 @needs_glibc
-def test_memory_goes_back_to_the_kernel_after_a_long_compilation():
+def test_memory_is_released_after_a_long_compilation():
     after_short, after_long = map(int, run(FREED))
     assert after_short < 30 and after_long > 270

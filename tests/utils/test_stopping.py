@@ -1,4 +1,4 @@
-"""Signals end a program in time, or become requests while a block runs."""
+"""Signals end a program promptly, or become stop requests while a block runs."""
 
 import os
 import re
@@ -43,7 +43,7 @@ except KeyboardInterrupt as error:
     ("number", "waits"),
     [(signal.SIGINT, "main"), (signal.SIGHUP, "main"), (signal.SIGTERM, "thread"), (signal.SIGINT, "call")],
 )
-def test_a_signal_ends_the_program(number, waits, tmp_path):
+def test_signal_ends_the_program(number, waits, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "fifo"), waits]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -61,7 +61,7 @@ def test_a_signal_ends_the_program(number, waits, tmp_path):
     assert time.monotonic() - start < 10
 
 
-def test_an_ignored_hangup_stays_ignored():
+def test_ignored_hangup_stays_ignored():
     program = (
         "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "from l2l_jax.utils.stopping import raising_signals\nimport os\n"
@@ -72,17 +72,17 @@ def test_an_ignored_hangup_stays_ignored():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_request(number):
+def test_signal_becomes_a_request(number):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted), stop_request() as stop:
         assert stop.agreed() is None
         os.kill(os.getpid(), number)
         assert stop.agreed() == number
-        raise Interrupted(1, number)  # the loop has acted on it
+        raise Interrupted(1, number)  # the loop has handled it
     assert signal.getsignal(number) is before
 
 
-def test_a_request_that_nobody_saw_takes_its_usual_effect():
+def test_unhandled_request_raises_the_signal_again():
     program = (
         "import os, signal\nfrom l2l_jax.utils.stopping import stop_request\n"
         "with stop_request():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('inside', flush=True)\n"

@@ -1,4 +1,4 @@
-"""State dicts and checkpoint files that the tests of this folder share."""
+"""State dicts and checkpoint files shared by the tests of this folder."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from tests.reference_arrays import Case
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """A reference case as a published checkpoint would hold it; `given` are fields that it does not show."""
+    """A reference case as a published checkpoint; `given` has fields that cannot be inferred from it."""
 
     model: object
     state_dict: dict[str, np.ndarray]
@@ -21,7 +21,7 @@ class Small:
 
 
 def network(unet):
-    """Palette's `Network` around a U-Net, with the buffers of its training schedule."""
+    """Return Palette's `Network` with a U-Net and the buffers of its training schedule."""
     wrapped = {f"denoise_fn.{key}": value for key, value in unet.items()}
     return wrapped | schedule_buffers(np.linspace(1e-6, 0.01, 2000))
 
@@ -46,7 +46,7 @@ def options(given):
 
 
 def assert_same_bits(found, expected):
-    """Same keys, and the same dtypes, shapes and bits for each."""
+    """Assert equal keys, dtypes, shapes and bits."""
     assert set(found) == set(expected)
     for key, value in expected.items():
         array = np.asarray(found[key])

@@ -1,4 +1,4 @@
-"""Fixtures that the tests of this folder share."""
+"""Fixtures shared by the tests of this folder."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.weights.checkpoints import SMALL, write_safetensors
 
 @pytest.fixture(scope="package")
 def imported(tmp_path_factory):
-    """The small cases, as files and as folders made from them."""
+    """The small cases, as files and as imported folders."""
     folder = tmp_path_factory.mktemp("small")
     for name, small in SMALL.items():
         path = write_safetensors(folder / f"{name}.safetensors", small.state_dict)

@@ -1,4 +1,4 @@
-"""Adapters on disk: merged into their own weights, and into no others."""
+"""Stored adapters, which can be merged only into their own weights."""
 
 import re
 
@@ -50,7 +50,7 @@ def base(tmp_path):
     return tmp_path / "base"
 
 
-def test_export_merges_it(file, base, tmp_path, capsys):
+def test_export_merges_the_adapter(file, base, tmp_path, capsys):
     plain, merged = tmp_path / "plain.safetensors", tmp_path / "merged.safetensors"
     assert main(["export", str(base), "--output", str(plain)]) == 0
     assert main(["export", str(base), "--adapter", str(file), "--output", str(merged)]) == 0
@@ -65,7 +65,7 @@ def test_export_merges_it(file, base, tmp_path, capsys):
     assert_same_bits({key: after[key] for key in untouched}, untouched)
 
 
-def test_an_adapter_alone_is_no_model_and_inspect_shows_its_card(file, capsys):
+def test_adapter_is_not_a_model_and_inspect_shows_its_metadata(file, capsys):
     with pytest.raises(UserError, match="this is an adapter, not a model: merge it"):
         load_pretrained(file, "mae", MODEL)
     assert main(["inspect", str(file)]) == 0
@@ -75,7 +75,7 @@ def test_an_adapter_alone_is_no_model_and_inspect_shows_its_card(file, capsys):
     assert "export --adapter" in shown["file"]
 
 
-def test_other_weights_are_refused(file):
+def test_other_weights_are_rejected(file):
     other = jax.tree.map(np.copy, PARAMS)
     other["decoder"]["mask_token"][0, 0, 0] += 1e-3
     with pytest.raises(UserError, match=r"belongs to other weights.*\(origin pretrained from nothing\)"):
@@ -85,7 +85,7 @@ def test_other_weights_are_refused(file):
 
 
 @pytest.mark.parametrize("content", [b"no weights", safetensors.numpy.save({"a": np.zeros(2)})])
-def test_what_is_no_adapter_is_refused(content, base, tmp_path, capsys):
+def test_files_without_adapter_are_rejected(content, base, tmp_path, capsys):
     path, output = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
     path.write_bytes(content)
     assert main(["export", str(base), "--adapter", str(path), "--output", str(output)]) == 1
@@ -94,7 +94,7 @@ def test_what_is_no_adapter_is_refused(content, base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", [{"adapter_rank": 3}, {"adapter": "norms"}, {"adapter_rank": "much"}])
-def test_a_card_that_describes_other_arrays_is_refused(change, file):
+def test_metadata_of_other_arrays_is_rejected(change, file):
     file.write_bytes(adapter_bytes(ADAPTER, CARD | change))
     with pytest.raises(UserError, match=r"adapter\.safetensors.*(damaged|does not describe)"):
         with_adapter(file, PARAMS, "mae", MODEL)

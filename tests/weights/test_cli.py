@@ -1,4 +1,4 @@
-"""`python -m l2l_jax.weights`: what it prints, how it refuses, what it leaves behind."""
+"""`python -m l2l_jax.weights`: output, errors and files."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ def headings(text):
     return dict(re.match(r"(\w+): +(.*)", line).groups() for line in text.splitlines())
 
 
-def test_in_and_out(file, tmp_path, capsys, monkeypatch):
+def test_import_and_export(file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["import", str(file), *options(MAE.given)]) == 0
     output = capsys.readouterr().out
@@ -47,7 +47,7 @@ OTHER = {"arrays": "1 with 6 values: 1 float16", "import": "not possible: .*fc.w
         ({"fc.weight": np.zeros((2, 3), np.float16)}, OTHER),
     ],
 )
-def test_inspect_tells_what_fits_and_what_does_not(state_dict, expected, tmp_path, capsys):
+def test_inspect_reports_whether_weights_fit(state_dict, expected, tmp_path, capsys):
     path = write_safetensors(tmp_path / "x.safetensors", state_dict)
     assert main(["inspect", str(path), *options(MAE.given)]) == 0
     facts = headings(capsys.readouterr().out)
@@ -63,7 +63,7 @@ def refused(capsys, *arguments):
     return printed.err
 
 
-def test_weights_that_do_not_fit_leave_nothing_behind_and_folders_are_named(tmp_path, capsys, file):
+def test_mismatched_weights_write_nothing(tmp_path, capsys, file):
     path = write_safetensors(tmp_path / "x.safetensors", SURPLUS)
     message = refused(capsys, "import", path, "--output", tmp_path / "model", *options(MAE.given))
     assert "surplus" in message and "norm.bias" in message
@@ -73,7 +73,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind_and_folders_are_named(tmp_
 
 
 @pytest.mark.parametrize("command", ["import x.pth", "inspect x.pth", "export x --output y.pth"])
-def test_without_pytorch_the_refusal_names_the_extra(tmp_path, monkeypatch, capsys, command):
+def test_error_without_pytorch_names_the_package(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")

@@ -1,4 +1,4 @@
-"""ViT-MAE in Hugging Face folders: in, out, and against transformers where it is installed."""
+"""ViT-MAE in Hugging Face folders: import, export, and comparison with transformers if installed."""
 
 import json
 import re
@@ -38,7 +38,7 @@ KEYS = (
     (r"mlp\.fc1", "intermediate.dense"),
     (r"mlp\.fc2", "output.dense"),
 )
-"""Keys of facebookresearch/mae to those of transformers 4."""
+"""Replacements from keys of facebookresearch/mae to keys of transformers 4."""
 MEMORY = (
     ("vit.encoder.layer", "vit.layers"),
     ("attention.output.dense", "attention.o_proj"),
@@ -50,7 +50,7 @@ LATER = {"old": (), "saved": (("decoder.decoder_layers", "decoder.decoder_encode
 
 
 def spelled(version, state_dict=STATE):
-    """The state dict as transformers 4 saves it ("old"), 5.24 saves it, or 5 has it in memory."""
+    """Return the state dict as saved by transformers 4 ("old"), by 5.24, or as in memory in 5."""
     found = {}
     for key, value in state_dict.items():
         for pattern, name in KEYS:
@@ -82,13 +82,13 @@ def write_folder(path, state_dict, config=CONFIG, preprocessor=PREPROCESSOR, sha
 
 
 @pytest.mark.parametrize("origin", ["saved", "memory"])
-def test_names_of_every_version_are_read(tmp_path, origin):
+def test_names_of_every_version_are_supported(tmp_path, origin):
     folders = (write_folder(tmp_path / name, spelled(name)) for name in (origin, "old"))
     found, expected = (load_model(folder)[1] for folder in folders)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_a_folder_needs_no_flag_and_is_written_back(tmp_path, monkeypatch, capsys):
+def test_folder_round_trip_without_flags(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "vit-mae", spelled("old"), shards=3)
     assert main(["import", "vit-mae"]) == 0
@@ -107,7 +107,7 @@ def test_a_folder_needs_no_flag_and_is_written_back(tmp_path, monkeypatch, capsy
     assert PREPROCESSOR.items() <= preprocessor.items()
 
 
-def test_a_config_takes_its_sizes_from_the_folder(tmp_path):
+def test_config_uses_the_sizes_of_the_folder(tmp_path):
     folder = write_folder(tmp_path / "x", spelled("old"))
     assert load_model(folder / "model.safetensors")[0] == load_model(folder)[0]
     facts = original_weights(folder)
@@ -133,7 +133,7 @@ ZEROS = {"vit.embeddings.position_embeddings": np.zeros_like(STATE["pos_embed"])
         ({}, {"hidden_act": "relu"}, "expected hidden_act gelu"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, change, config, message):
+def test_unreadable_parts_are_named(tmp_path, change, config, message):
     folder = write_folder(tmp_path / "x", spelled("old") | change, CONFIG | config)
     with pytest.raises(UserError, match=message):
         load_model(folder)
@@ -154,8 +154,8 @@ def test_damaged_folders(tmp_path):
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", 1e-3)])  # rounded positions
 @pytest.mark.parametrize("origin", ["exported", "theirs"])
-def test_transformers_predicts_the_same(tmp_path, origin, dtype, tolerance):
-    """Strict loading of an export, and import of what `save_pretrained` writes."""
+def test_predictions_match_transformers(tmp_path, origin, dtype, tolerance):
+    """Strict loading of an export, and import of the output of `save_pretrained`."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     folder = write_folder(tmp_path / "hf", spelled("old"), CONFIG | {"norm_pix_loss": False})

@@ -1,4 +1,4 @@
-"""Models loaded from saved folders, checkpoints and shipped names, and what refuses to load."""
+"""Loading of models from saved folders, checkpoints and shipped names, and errors."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tests.weights.test_hugging_face import spelled, write_folder
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_all_sizes_come_from_the_card_or_the_weights(imported, name):
+def test_sizes_come_from_metadata_or_weights(imported, name):
     small = SMALL[name]
     model, folder = load_model(str(imported / name))
     again, file = load_model(imported / f"{name}.safetensors", **small.given)
@@ -35,7 +35,7 @@ def test_shipped_models_by_name():
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, model.shapes())
 
 
-def test_fields_that_weights_do_not_show_are_free_or_asked_for(imported):
+def test_fields_not_inferred_from_weights_are_optional_or_required(imported):
     model, _ = load_model(imported / "mae", mask_ratio=0.5, scan=True)
     assert (model.width, model.num_heads, model.mask_ratio, model.scan) == (48, 4, 0.5, True)
     with pytest.raises(UserError, match=r"do not show num_heads, .*give num_heads=…"):
@@ -52,22 +52,22 @@ def test_training_masks_follow_the_config_and_not_the_imported_folder(imported):
 
 @pytest.mark.parametrize("path", ["mae", "mae.safetensors"])
 @pytest.mark.parametrize("name, value", [("depth", 3), ("width", 64)])
-def test_another_model_than_the_config_asks_for(imported, path, name, value):
+def test_model_that_differs_from_the_config(imported, path, name, value):
     complaint = rf"{path}: this model has {name}=\d+, but config.model.{name} is {value}\. Make them"
-    # The share of hidden patches may differ, and is not named.
+    # The fraction of hidden patches may differ, and is not named.
     model = dataclasses.replace(SMALL["mae"].model, mask_ratio=0.25, **{name: value})
     with pytest.raises(UserError, match=complaint):
         load_pretrained(imported / path, "mae", model)
 
 
-def test_fields_that_shapes_do_not_show_must_agree(imported):
+def test_fields_not_inferred_from_shapes_must_agree(imported):
     fields = dict(num_heads=2, norm_pix_loss=True, pixel_mean=(0.5,) * 3, layer_norm_eps=1e-12)
     for name, value in fields.items():
         with pytest.raises(UserError, match=name):
             load_pretrained(imported / "mae", "mae", SMALL["mae"].model.replace(**{name: value}))
 
 
-def test_other_families_and_weights_that_are_not_there(imported):
+def test_other_families_and_missing_weights(imported):
     for path in ("mae", "mae.safetensors"):
         with pytest.raises(UserError, match="this is a mae model, but config.model.family is mage"):
             load_pretrained(imported / path, "mage", SMALL["mage"].model)
@@ -76,7 +76,7 @@ def test_other_families_and_weights_that_are_not_there(imported):
             load(imported / "nowhere")
 
 
-def test_facts_about_the_original(imported, tmp_path):
+def test_metadata_of_the_original_weights(imported, tmp_path):
     folder, file = original_weights(imported / "mae"), original_weights(imported / "mae.safetensors")
     assert folder["sha256"] == file["sha256"] and len(file["sha256"]) == 64
     save_model(tmp_path / "again", {"x": np.zeros(1)}, {"origin": "unlearned", "original_weights": folder})
@@ -92,14 +92,14 @@ def test_facts_about_the_original(imported, tmp_path):
         ('{"family": "mae", "model": {"widht": 8}}', "widht"),
     ],
 )
-def test_damaged_cards_are_named(card, message, tmp_path):
+def test_damaged_metadata_is_named(card, message, tmp_path):
     (tmp_path / "model.json").write_text(card)
     with pytest.raises(UserError, match=message) as raised:
         load_pretrained(tmp_path, "mae", MAE())
     assert str(tmp_path) in str(raised.value)
 
 
-def test_without_huggingface_hub_the_extra_is_named(monkeypatch):
+def test_error_without_huggingface_hub_names_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install huggingface_hub.*hf download a/b --local-dir FOLDER"):
         load_model("hf://a/b@main")
@@ -113,7 +113,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_cached_model_is_found_offline(cache):
+def test_cached_model_is_found_offline(cache):
     repository = cache / "models--someone--vit-mae"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("0" * 40)

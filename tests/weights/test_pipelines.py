@@ -1,4 +1,4 @@
-"""Pipelines of diffusers: in, out, and against its arrays and itself where it is installed."""
+"""Pipelines of diffusers: import, export, comparison with its arrays and, if installed, with diffusers."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ NOISE = nhwc(draw(20, 2, 4, 8, 8))
 
 
 def inpainted(model, params, **fields):
-    """Whole decoded images in [0, 1], of four steps from `NOISE`, with the mean of the masked latents."""
+    """Return complete decoded images in [0, 1] of four steps from `NOISE`, with mean masked latents."""
     model = model.replace(sample_steps=4, **fields)
     run = jax.jit(lambda params: model.inpaint_with(params, IMAGES, MASK, NOISE, np.zeros_like(NOISE)))
     return np.clip(run(params) / 2 + 0.5, 0, 1)
@@ -58,8 +58,8 @@ def imported(pipelines, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
-def test_images_are_those_of_diffusers(pipelines, style):
-    """Networks, prompts, sampler and mask together; SDXL with guidance, too."""
+def test_images_match_diffusers(pipelines, style):
+    """Networks, prompts, sampler and mask together; SDXL also with guidance."""
     model, params = load_model(pipelines[style], **PROMPTS)
     runs = {"guidance_1": None} | ({"guidance_3": 3.0} if style == "sdxl" else {})
     for name, scale in runs.items():
@@ -67,7 +67,7 @@ def test_images_are_those_of_diffusers(pipelines, style):
         np.testing.assert_allclose(inpainted(model, params, guidance_scale=scale), expected, atol=1e-4)
 
 
-def test_a_pipeline_comes_back(pipelines, imported, tmp_path, capsys):
+def test_pipeline_round_trip(pipelines, imported, tmp_path, capsys):
     model, params = load_model(imported)
     assert (model.image_size, model.prompt_words, model.prompts) == (16, 12, PROMPTS["prompts"])
     assert original_weights(imported)["pipeline"] == str(pipelines["sd15"])
@@ -87,7 +87,7 @@ def test_a_pipeline_comes_back(pipelines, imported, tmp_path, capsys):
     assert "diffusers pipeline" in told and "import:      possible" in told and "Open RAIL-M" in told
 
 
-def test_a_config_takes_its_fields_from_the_folder(pipelines):
+def test_config_uses_the_fields_of_the_folder(pipelines):
     raw_config = {
         "pretrained": str(pipelines["sd2"]),
         "prompts": ("", "a photo of {class}"),
@@ -136,7 +136,7 @@ def torch_file(folder):
 
 
 def old_names(folder):
-    """Name the autoencoder's attention as diffusers did before 0.15."""
+    """Rename the autoencoder's attention as in diffusers before 0.15."""
     path = folder / "vae" / WEIGHTS
     state = safetensors.numpy.load_file(path)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -147,7 +147,7 @@ def old_names(folder):
 
 
 @pytest.mark.parametrize("change", [halves, shards, torch_file, old_names])
-def test_other_files_are_read_and_written_anew(tmp_path, change):
+def test_other_file_formats_are_converted(tmp_path, change):
     pytest.importorskip("tokenizers")
     folder = write_pipeline(tmp_path / "x", "sd15")
     state = change(folder)
@@ -164,7 +164,7 @@ def changed(folder, name, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
+def test_unreadable_parts_are_named(tmp_path, monkeypatch):
     folder = write_pipeline(tmp_path / "x", "sd15")
     with pytest.raises(UserError, match=r"the prompt 'a \{class\}' needs the names of classes"):
         load_model(folder, prompts=("", "a {class}"))
@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         load_model(folder)
 
 
-def test_the_pipeline_may_have_moved(tmp_path, capsys):
+def test_moved_pipeline(tmp_path, capsys):
     pytest.importorskip("tokenizers")
     folder = write_pipeline(tmp_path / "x", "sdxl")
     index = json.loads((folder / "model_index.json").read_text())
@@ -224,7 +224,7 @@ def export_lora(imported, lora, folder):
     return safetensors.numpy.load_file(output)
 
 
-def test_lora_files_hold_the_change_of_each_weight(imported, lora, tmp_path):
+def test_lora_files_have_the_change_of_each_weight(imported, lora, tmp_path):
     found = export_lora(imported, lora, tmp_path)
     command = ["export", str(imported), "--adapter", str(lora[0]), "--output"]
     assert main([*command, str(tmp_path / "merged")]) == 0
@@ -241,13 +241,13 @@ def test_lora_files_hold_the_change_of_each_weight(imported, lora, tmp_path):
         np.testing.assert_allclose(change, changes[f"{name}.weight"], atol=1e-6)
 
 
-def test_lora_needs_an_adapter_and_a_file(imported, lora, tmp_path, capsys):
+def test_lora_requires_an_adapter_and_a_file(imported, lora, tmp_path, capsys):
     assert main(["export", str(imported), "--lora", "--output", str(tmp_path / "x.safetensors")]) == 1
     assert "give --adapter FILE" in capsys.readouterr().err
 
 
 def theirs(folder, diffusers, **options):
-    """The images that diffusers inpaints with a pipeline in a folder, loaded strictly, and the pipeline."""
+    """Return images inpainted by diffusers with a strictly loaded pipeline folder, and the pipeline."""
     import torch
 
     for name in ("unet", "vae"):

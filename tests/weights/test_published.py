@@ -1,4 +1,4 @@
-"""Downloading, from a server on 127.0.0.1."""
+"""Downloads from a server on 127.0.0.1."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; answers ranges; breaks off where it is told to."""
+    """A handler that serves CONTENT, supports ranges, and can interrupt a response."""
 
     def do_GET(self):  # noqa: N802  (the name that http.server asks for)
         server = self.server
@@ -67,7 +67,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_downloaded_once(server, file, tmp_path, capsys):
+def test_file_is_downloaded_once(server, file, tmp_path, capsys):
     folder = tmp_path / "new" / "weights"
     assert published.fetch(file, folder).read_bytes() == CONTENT
     shown = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_file_is_downloaded_once(server, file, tmp_path, capsys):
     assert "is there already" in capsys.readouterr().out
 
 
-def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
+def test_interrupted_download_resumes(server, file, tmp_path):
     server.breaks = [100_000, 250_000]
     for _ in range(2):
         with pytest.raises(UserError, match=r"(?s)Run the same command to resume.*curl -L -o weights.pth"):
@@ -90,7 +90,7 @@ def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
     assert names(tmp_path) == ["weights.pth"]
 
 
-def test_a_file_that_changed_in_between_is_downloaded_anew(server, file, tmp_path):
+def test_changed_file_is_downloaded_again(server, file, tmp_path):
     server.breaks = [100_000]
     with pytest.raises(UserError):
         published.fetch(file, tmp_path)
@@ -98,7 +98,7 @@ def test_a_file_that_changed_in_between_is_downloaded_anew(server, file, tmp_pat
     assert published.fetch(file, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_part_that_does_not_fit_is_downloaded_anew(server, file, tmp_path):
+def test_invalid_partial_file_is_downloaded_again(server, file, tmp_path):
     (tmp_path / "weights.pth.part").write_bytes(CONTENT + b"more")
     (tmp_path / "weights.pth.part.version").write_text(server.etag)
     assert published.fetch(file, tmp_path).read_bytes() == CONTENT
@@ -111,7 +111,7 @@ def test_a_part_that_does_not_fit_is_downloaded_anew(server, file, tmp_path):
     assert published.fetch(file, tmp_path).read_bytes() == CONTENT
 
 
-def test_other_bytes_than_published_are_refused(file, tmp_path, capsys):
+def test_wrong_content_is_rejected(file, tmp_path, capsys):
     other = dataclasses.replace(file, sha256="0" * 64)
     with pytest.raises(UserError, match="is not the published file: it should have SHA-256 0000"):
         published.fetch(other, tmp_path)
@@ -137,7 +137,7 @@ GONE = r"(?s)127.0.0.1:9 cannot be reached.*curl -L -o weights.pth 'http"
         ({"url": ""}, "", "only a browser can download it: https://example.org/weights"),
     ],
 )
-def test_what_is_said_where_there_is_no_file(server, file, tmp_path, change, content_type, message):
+def test_errors_if_a_file_is_unavailable(server, file, tmp_path, change, content_type, message):
     server.content_type = content_type or server.content_type
     if change.get("url") == "/x":
         change = {"url": file.url + "x"}
@@ -146,7 +146,7 @@ def test_what_is_said_where_there_is_no_file(server, file, tmp_path, change, con
     assert names(tmp_path) == []
 
 
-def test_the_command(file, tmp_path, monkeypatch, capsys):
+def test_fetch_command(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(published, "PUBLISHED", {"test": file})
     monkeypatch.setenv("L2L_JAX_WEIGHTS", str(tmp_path / "weights"))
     assert cli.main(["fetch", "test"]) == 0

@@ -1,4 +1,4 @@
-"""Checkpoint files that need no PyTorch: formats, wrappers, damage."""
+"""Checkpoint files that do not need PyTorch: formats, wrappers, damage."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def header(entries, data=b""):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_written_arrays_are_read_again(tmp_path, dtype):
+def test_arrays_round_trip(tmp_path, dtype):
     arrays = {"a.weight": np.arange(6).reshape(2, 3).astype(dtype), "b": np.ones((), dtype)}
     path = tmp_path / "new" / "weights.safetensors"
     transfer.write_checkpoint(path, arrays)
@@ -65,8 +65,8 @@ def test_wrappers_and_prefixes(content, names):
     assert all(list(state_dict) == ["a.weight"] for state_dict in found.values())
 
 
-def test_networks_that_only_training_needs_are_left_out():
-    """A prefix that not all keys have stays."""
+def test_training_only_networks_are_ignored():
+    """A prefix that not all keys have is kept."""
     found, _ = reading.find_state_dicts({"module.a": stored(), "b": stored()})
     assert list(found[""]) == ["module.a", "b"]
     content = {f"model.{name}": stored() for name in ("loss.d.weight", "a.weight", "perceptual.net.0.bias")}
@@ -77,7 +77,7 @@ def test_networks_that_only_training_needs_are_left_out():
     assert reading.find_state_dicts({"loss.d": stored()}) == ({"": {"loss.d": ANY}}, ())
 
 
-def test_the_moving_average_is_taken_on_request(tmp_path):
+def test_moving_average_is_used_on_request(tmp_path):
     plain, average = {"model.a": np.zeros(1, np.float32)}, {"model_ema.a": np.ones(1, np.float32)}
     path = write_safetensors(tmp_path / "x.safetensors", plain | average)
     for ema, copy in ((False, ""), (True, "model_ema")):
@@ -94,7 +94,7 @@ def test_the_moving_average_is_taken_on_request(tmp_path):
     [
         b"",
         b"\xff" * 8 + b"{}",  # a header of 2^64 bytes
-        struct.pack("<Q", 100) + b"{}",  # a header that ends before its end
+        struct.pack("<Q", 100) + b"{}",  # a truncated header
         header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
         header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"12345678"),
         header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"12345678"),
@@ -103,7 +103,7 @@ def test_the_moving_average_is_taken_on_request(tmp_path):
         header({}),
     ],
 )
-def test_damaged_and_forged_files_are_refused(tmp_path, content):
+def test_damaged_and_forged_files_are_rejected(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match="x.safetensors"):
@@ -123,7 +123,7 @@ def test_missing_files_and_unknown_suffixes(tmp_path):
         reading.read_checkpoint(tmp_path)
 
 
-def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
+def test_no_file_is_overwritten_or_partially_written(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match="exists"):

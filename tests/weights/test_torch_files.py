@@ -1,4 +1,4 @@
-"""PyTorch files: formats, wrappers, number formats; hostile and damaged ones. Needs PyTorch."""
+"""PyTorch files: formats, wrappers, dtypes; malicious and damaged files. Needs PyTorch."""
 
 import argparse
 import io
@@ -43,7 +43,7 @@ def test_formats_and_wrappers(tmp_path, zipped, wrap):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_small_cases_come_back_as_the_original_code_saves_them(tmp_path, name):
+def test_small_cases_round_trip_in_the_original_format(tmp_path, name):
     small = SMALL[name]
     torch.save(tensors(small.state_dict), tmp_path / "in.pth")
     transfer.import_checkpoint(tmp_path / "in.pth", tmp_path / "model", fields=small.given)
@@ -65,7 +65,7 @@ def test_half_precision(tmp_path, dtype):
         assert back[key].dtype == value.dtype and torch.equal(back[key], value), key
 
 
-def test_parameters_that_want_gradients_and_are_not_contiguous(tmp_path):
+def test_parameters_with_gradients_and_non_contiguous_memory(tmp_path):
     state = {key: torch.nn.Parameter(value) for key, value in tensors().items()}
     state["decoder_pred.weight"] = torch.tensor(MAE.state_dict["decoder_pred.weight"].T.copy()).T
     torch.save(state, tmp_path / "x.pth")
@@ -74,7 +74,7 @@ def test_parameters_that_want_gradients_and_are_not_contiguous(tmp_path):
 
 @pytest.mark.parametrize("name, norm_pix_loss", [("args", False), ("args", True), ("hyper_parameters", 1)])
 def test_arguments_of_the_training_program_are_read(tmp_path, capsys, name, norm_pix_loss):
-    """main_pretrain.py of facebookresearch/mae keeps them as `args`; it normalizes by ImageNet's mean."""
+    """main_pretrain.py of facebookresearch/mae stores them as `args`; it normalizes by ImageNet's mean."""
     args = dict(model="mae_vit_base_patch16", norm_pix_loss=norm_pix_loss, mask_ratio=0.6)
     content = {"model": tensors(), "optimizer": {}, "epoch": 799, "scaler": {}}
     content[name] = argparse.Namespace(**args) if name == "args" else args
@@ -90,7 +90,7 @@ def test_arguments_of_the_training_program_are_read(tmp_path, capsys, name, norm
 
 
 class Hostile:
-    """Unpickled by a reader that executes what a file says, it leaves a file behind."""
+    """An object that writes a file when unpickled without restrictions."""
 
     def __init__(self, path):
         self.path = path
@@ -100,7 +100,7 @@ class Hostile:
 
 
 def compressed(content):
-    """The same archive with its entries compressed, as a zip bomb is."""
+    """Return the same archive with compressed entries, like a zip bomb."""
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
         for name in old.namelist():
@@ -143,7 +143,7 @@ def forged(tmp_path):
 
 @pytest.mark.parametrize("name", forged(pathlib.Path()))
 @pytest.mark.parametrize("command", ["import", "inspect"])
-def test_hostile_and_damaged_files(tmp_path, capsys, name, command):
+def test_malicious_and_damaged_files(tmp_path, capsys, name, command):
     path = tmp_path / "x.pth"
     path.write_bytes(forged(tmp_path)[name])
     output = ["--output", str(tmp_path / "model")] if command == "import" else []
@@ -157,7 +157,7 @@ def test_hostile_and_damaged_files(tmp_path, capsys, name, command):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_old_versions_are_not_trusted(monkeypatch):
+def test_old_pytorch_versions_are_rejected(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(UserError, match=r"2\.9\.1.*versions before 2\.10"):
         reading.import_torch()

@@ -1,4 +1,4 @@
-"""Whole checkpoints through the importer and the exporter, small and at published size."""
+"""Import and export of complete checkpoints, small and at published size."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from tests.weights.checkpoints import SMALL, assert_same_bits, network, write_sa
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_small_cases_come_back_bit_for_bit(imported, tmp_path, name):
+def test_small_cases_round_trip_bit_exactly(imported, tmp_path, name):
     card = read_card(imported / name)
     assert (card["family"], card["variant"], card["source"]["file"]) == (name, None, f"{name}.safetensors")
     assert card["licence"] == "See where the file comes from."
@@ -39,14 +39,14 @@ def test_small_cases_come_back_bit_for_bit(imported, tmp_path, name):
 
 
 @pytest.mark.parametrize("prefix", ["mae_model.", "net.module."])
-def test_any_prefix_of_all_keys_is_left_out(prefix):
+def test_common_key_prefix_is_ignored(prefix):
     found = recognize({prefix + key: x for key, x in MAE_STATE.items()}, {"file": "x"})
     assert found.family == "mae" and found.state_dict == MAE_STATE
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(tmp_path, dtype):
-    """It widens to float32 without loss, and narrows back; what only training needs is left out and named."""
+    """It is converted to float32 and back without loss; training-only networks are omitted and named."""
     half = {key: value.astype(mapping.FLOATS[dtype]) for key, value in SMALL["mae"].state_dict.items()}
     more = {f"model.{k}": x for k, x in half.items()} | {"model.perceptual.net.0.weight": half["norm.bias"]}
     path = write_safetensors(tmp_path / "half.safetensors", more)
@@ -58,7 +58,7 @@ def test_half_precision(tmp_path, dtype):
     np.testing.assert_array_equal(bias, half["norm.bias"].astype(np.float32), strict=True)
 
 
-def test_the_vqgan_may_lie_in_a_second_file(tmp_path):
+def test_vqgan_in_a_second_file(tmp_path):
     both = SMALL["mage"].state_dict
     mage = {key: value for key, value in both.items() if not key.startswith("vqgan.")}
     vqgan = {key.removeprefix("vqgan."): v for key, v in both.items() if key.startswith("vqgan.")}
@@ -80,7 +80,7 @@ def test_the_vqgan_may_lie_in_a_second_file(tmp_path):
     assert_same_bits(safetensors.numpy.load_file(tmp_path / "out.safetensors"), both)
 
 
-def test_a_bare_u_net_and_a_network_with_its_teacher():
+def test_u_net_alone_and_network_with_teacher():
     whole = SMALL["palette"].state_dict
     unet = Case("palette_unet_tiny").state_dict()
     teacher = {f"teacher_denoise_fn.{key}": np.zeros_like(value) for key, value in unet.items()}
@@ -113,7 +113,7 @@ NOT_FINITE = r"encoder/norm/bias holds NaN or infinite values \(48 of 48\)"
         (MAE_STATE, {**HEADS, "num_heads": "four"}, "num_heads"),
     ],
 )
-def test_what_cannot_be_imported_is_refused_and_leaves_nothing(tmp_path, state_dict, fields, message):
+def test_failed_import_writes_nothing(tmp_path, state_dict, fields, message):
     path = write_safetensors(tmp_path / "x.safetensors", state_dict)
     with pytest.raises(UserError, match=message):
         transfer.import_checkpoint(path, tmp_path / "model", fields=fields)
@@ -122,24 +122,24 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(tmp_path, state_d
 
 DRAWN = np.random.default_rng(0).standard_normal(2**17, np.float32)
 STEPS = (1, 2, 3, 5)
-"""How far apart in `DRAWN` neighbours along each axis lie: unlike, so that no axis passes for another."""
+"""Strides in `DRAWN` along each axis, all different to distinguish the axes."""
 
 
 def numbers(key, shape):
-    """Numbers of a large parameter's own, which take no memory: [i, j] is the number i + 2 j of a row."""
+    """Return distinct values of a large parameter without memory: [i, j] is the value i + 2 j of a row."""
     first, steps = zlib.crc32(key.encode()) % 2**16, STEPS[: len(shape)]
-    assert first + np.dot(np.subtract(shape, 1), steps) < len(DRAWN)  # beyond it lies other memory
+    assert first + np.dot(np.subtract(shape, 1), steps) < len(DRAWN)  # stay within its memory
     strides = [step * DRAWN.itemsize for step in steps]
     return np.lib.stride_tricks.as_strided(DRAWN[first:], shape, strides, writeable=False)
 
 
 def unread(key, shape):
-    """In place of an array of which only the shape matters."""
+    """Stand in for an array of which only the shape matters."""
     return np.broadcast_to(np.float32(0), shape)
 
 
 def published(name, fill):
-    """The state dict of a published layout; `fill(key, shape)` makes what does not follow from the sizes."""
+    """Return the state dict of a published layout; `fill(key, shape)` creates arrays except constants."""
     layout = json.loads((FOLDER / f"layouts/{name}.json").read_text())["state_dict"]
     grid = 16 if name.startswith("mage") else 14
     shapes = {key: shape for key, shape, _ in layout}
@@ -169,9 +169,9 @@ def test_published_layouts_are_recognized(name):
     assert found.variant() in found.format.published and found.model({}) == (PUBLISHED[name], ANY)
 
 
-# That the others are recognized is tested in every run, and their small cases go in and out.
+# Recognition of the others is tested in every run, and so is the round trip of their small cases.
 @pytest.mark.parametrize("name", [n if n == "mae_vit_base_patch16" else soak(n) for n in PUBLISHED])
-def test_published_layouts_go_in_and_out(name):
+def test_published_layouts_round_trip(name):
     state_dict, model = published(name, numbers), PUBLISHED[name]
     found = recognize(state_dict, {"file": f"{name}.pth"})
     exported = mapping.to_torch(found.format.table, found.params(model), model)
@@ -190,15 +190,15 @@ def test_published_layouts_go_in_and_out(name):
         ("mine.pth", False, False),
     ],
 )
-def test_names_of_mae_files_tell_what_they_were_trained_on(name, normalized, licensed):
+def test_mae_file_names_determine_the_training_target(name, normalized, licensed):
     found = recognize(published("mae_vit_base_patch16", unread), {"file": name})
     model, assumed = found.model({})
     assert model.norm_pix_loss is normalized and assumed["norm_pix_loss"] is normalized
     assert ("CC BY-NC 4.0" in found.licence) == licensed
 
 
-def test_a_vqgan_without_residual_blocks(tmp_path):
-    """The digits' own: only the number of levels and the last width are visible, and nothing else counts."""
+def test_vqgan_without_residual_blocks(tmp_path):
+    """As in the digits config: only the number of levels and the last width can be inferred and matter."""
     model, params = load_model("digits_vqgan")
     given = {name: getattr(model, name) for name in ("num_heads", "decoder_num_heads", "groups")}
     transfer.import_checkpoint(shipped.resolved("digits_vqgan"), tmp_path / "model", fields=given)

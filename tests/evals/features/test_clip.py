@@ -1,4 +1,4 @@
-"""CLIP's vision tower against transformers (`clip_tiny`) and open_clip (`open_clip_vit`)."""
+"""CLIP's vision tower compared with transformers (`clip_tiny`) and open_clip (`open_clip_vit`)."""
 
 import functools
 import math
@@ -60,7 +60,7 @@ def test_vit_h_14_has_the_published_layout():
     assert numbers == case.description["n_params_vit_h_14"]
 
 
-def test_text_towers_are_left_out():
+def test_text_towers_are_ignored():
     state_dict = CASES["clip_tiny"].state_dict()
     texts = {"text_model.embeddings.position_ids": np.zeros((1, 77)), "logit_scale": np.zeros(())}
     params = params_of(clip.TowerConfig(**SIZES, activation="gelu"), state_dict | texts)
@@ -75,6 +75,6 @@ def test_text_towers_are_left_out():
         ({"fc.weight": np.zeros((2, 2))}, "not weights of CLIP"),
     ],
 )
-def test_other_towers_are_refused(state_dict, said):
+def test_other_towers_are_rejected(state_dict, said):
     with pytest.raises(UserError, match=said):
         clip.recognize(clip.unpack(state_dict))

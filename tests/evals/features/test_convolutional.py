@@ -1,4 +1,4 @@
-"""Inception-v3 and ResNet-50 against pytorch-fid's and torchvision's, block by block."""
+"""Inception-v3 and ResNet-50 compared with pytorch-fid and torchvision, block by block."""
 
 import functools
 
@@ -16,11 +16,11 @@ from tests.reference_arrays import Case, nhwc
 CASES = {"inception": Case("inception_fid"), "resnet50": Case("resnet50_places")}
 NETWORKS = {"inception": inception.Inception(), "resnet50": resnet.ResNet50()}
 GAINS = pytest.mark.parametrize("gain", [True, soak(False)])
-STRIDES = {"block0": 14, "block1": 7, "block2": 3}  # of the samples of Inception that were kept
+STRIDES = {"block0": 14, "block1": 7, "block2": 3}  # strides of the stored samples of Inception
 
 
 def assert_close(found, expected):
-    """Equal but for rounding, which grows with the numbers added up."""
+    """Assert equality up to rounding, which grows with the number of summands."""
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
 
 
@@ -34,7 +34,7 @@ def images(name):
 
 
 def filled(case, gain):
-    """The state dict of a case; with `gain` its convolutions are √2 times as large, as in `gain/` arrays."""
+    """Return the state dict of a case; `gain` scales its convolutions by √2, as for `gain/` arrays."""
     factor = np.float32(np.sqrt(2) if gain else 1)
     state_dict = {key.removeprefix("module."): value for key, value in case.state_dict().items()}
     return {key: value * factor if value.ndim == 4 else value for key, value in state_dict.items()}
@@ -53,7 +53,7 @@ APPLY = {
 
 @functools.cache
 def outputs(name, gain):
-    """Features and logits, and what is inside."""
+    """Return features, logits and intermediate outputs."""
     result, inside = APPLY[name](params(name, gain), images(name))
     return result, {k: v[0] for k, v in inside["intermediates"].items()}
 

@@ -1,4 +1,4 @@
-"""Opening networks from files, and running them in batches."""
+"""Opening of feature networks from files, and batched execution."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_clip(tmp_path, monkeypatch):
-    """A file with a small CLIP tower, which counts as published."""
+    """A file with a small CLIP tower that is registered as published."""
     monkeypatch.setattr(clip, "PUBLISHED", {"tiny": TINY})
     path = tmp_path / "clip.safetensors"
     safetensors.numpy.save_file(Case("clip_tiny").state_dict(), path)
@@ -40,7 +40,7 @@ def images(count, height=40, width=56):
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
-def test_networks_without_files_are_named_and_nothing_else_happens(folder):
+def test_networks_without_files_are_reported(folder):
     found, missing = open_networks(EvaluationConfig(networks=("inception", "resnet50", "clip")))
     assert found == {}
     assert missing.keys() == {"fid", "kid", "inception_score", "scene_score", "clip_cosine"}
@@ -54,7 +54,7 @@ def test_networks_without_files_are_named_and_nothing_else_happens(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_files_are_looked_for_where_networks_are_asked_for(folder, tiny_clip):
+def test_network_files_are_opened_only_if_requested(folder, tiny_clip):
     assert open_networks(EvaluationConfig(clip=str(tiny_clip))) == ({}, {})
     with pytest.raises(UserError, match="config.evaluate.clip=nowhere.pth does not exist"):
         open_networks(EvaluationConfig(networks=("clip",), clip="nowhere.pth"))
@@ -63,7 +63,7 @@ def test_files_are_looked_for_where_networks_are_asked_for(folder, tiny_clip):
         open_networks(config)
 
 
-def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
+def test_clip_preprocessing_matches_pillow(folder, tiny_clip):
     config = EvaluationConfig(networks=("clip",), clip=str(tiny_clip), network_batch_size=4)
     network = open_networks(config)[0]["clip"]
     assert network.name == "CLIP tiny"
@@ -71,7 +71,7 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
     assert network.weights["file"] == "clip.safetensors" and network.weights["sha256"] == digest
     assert (network.weights["licence"], network.weights["published"]) == ("MIT", False)
     json.dumps(network.weights)
-    # The shorter side to 32 by Pillow, then the middle.
+    # The shorter side is resized to 32 by Pillow, then center-cropped.
     shown = images(3)
     small = [Image.fromarray(image).resize((44, 32), Image.Resampling.BICUBIC) for image in shown]
     seen = np.stack([np.asarray(image)[:, 6:38] for image in small]) / 255
@@ -83,7 +83,7 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
 
 
 @pytest.mark.parametrize(("resize", "white"), [("clean-fid", 127 / 128), ("pytorch-fid", 1.0)])
-def test_the_range_of_inceptions_pixels(resize, white):
+def test_pixel_range_of_inception(resize, white):
     # clean-fid subtracts 128 and divides by 128, pytorch-fid computes 2x - 1 of x in [0, 1].
     for value, expected in ((0, -1.0), (255, white)):
         seen = networks.inception_pixels(jnp.full((1, 20, 30, 3), value, jnp.uint8), resize)
@@ -91,7 +91,7 @@ def test_the_range_of_inceptions_pixels(resize, white):
         np.testing.assert_allclose(seen, expected, atol=1e-6)
 
 
-def test_a_cpu_computes_several_batches_at_a_time(monkeypatch):
+def test_cpu_computes_several_batches_in_parallel(monkeypatch):
     """The images keep their order, and calls of few images share one program."""
     monkeypatch.setattr(networks, "threads", lambda most: 3)
     traced, shown = [], images(11, 5, 4)
@@ -104,6 +104,6 @@ def test_a_cpu_computes_several_batches_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("shown", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4, 1), np.uint8)])
-def test_other_images_are_refused(shown):
+def test_invalid_images_are_rejected(shown):
     with pytest.raises(ValueError, match="uint8 images"):
         BatchedNetwork("", {}, (), lambda params, x: {"features": x}, 4)(shown)

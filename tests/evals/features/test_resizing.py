@@ -1,4 +1,4 @@
-"""Resizing against clean-fid's resizers (`fid_stats`), and against Pillow itself."""
+"""Resizing compared with clean-fid's resizers (`fid_stats`) and with Pillow."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ def test_clean_fid(name):
     ("name", "kind", "options", "tolerance"),
     [
         ("resize_clean_299_sample", "bicubic", {}, 2e-4),
-        # PyTorch computes the places between pixels in float32.
+        # PyTorch computes positions between pixels in float32.
         ("resize_legacy_pytorch_sample", "bilinear", {"antialias": False}, 2e-3),
     ],
 )
@@ -43,16 +43,16 @@ def test_pytorch_fid_of_float_images():
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (17, 23), (40, 30)])
-def test_bytes_as_pillow_resizes_them(height, width):
+def test_resizing_of_bytes_matches_pillow(height, width):
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), int)
     found = one(image, height, width, "bicubic", bytes_between=True)
     assert (found == np.round(found)).all()
-    # Pillow's weights are whole multiples of 2^-22: where a value is almost a half it may round otherwise.
+    # Pillow's weights are multiples of 2^-22, so values close to one half may be rounded differently.
     assert np.abs(found - expected).max() <= 1
     assert (found != expected).mean() < 1e-3
 
 
-def test_images_of_the_right_size_stay_as_they_are():
+def test_images_of_the_target_size_are_unchanged():
     for options in (dict(), dict(bytes_between=True), dict(antialias=False)):
         np.testing.assert_array_equal(one(CASE["img"], 40, 56, "bicubic", **options), CASE["img"])
