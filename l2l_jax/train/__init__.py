@@ -1,1 +1,1 @@
-"""The training loop and what runs in it."""
+"""The training loop and its components."""

@@ -1,20 +1,20 @@
-"""A budget for what unlearning may cost: the weight of the forget term follows the retain error.
+"""A budget for the cost of unlearning, which adapts the weight of the forget term to the retain error.
 
-The masked MSE of retain validation images, relative to the original model's, must end below a budget. The
-weight follows by dual ascent on that constraint, in the logarithm (exponentiated gradient):
+The final masked MSE of retain validation images, relative to the original model, must be below a budget. The
+weight is updated by dual ascent on that constraint, in log space (exponentiated gradient):
 
     weight ← weight · (limit / expected)^rate
 
-The losses of methods differ in scale by orders of magnitude; a rate of the logarithm means the same to all of
-them, and the weight stays positive. (PDU in open-unlearning uses the additive rule, weight ← max(0, weight +
-rate · (budget − measured)).) The expected ratio is that of the next measurement if the last change continues:
-the model answers late, and without looking ahead the weight swings (Stooke et al. 2020, "Responsive safety by
-PID Lagrangian methods").
+The losses of methods differ in scale by orders of magnitude. A rate in log space has the same meaning for all
+of them, and the weight stays positive. (PDU in open-unlearning uses the additive rule, weight ← max(0, weight
++ rate · (budget − measured)).) The expected ratio extrapolates the last change to the next measurement: the
+model responds with a delay, and without extrapolation the weight oscillates (Stooke et al. 2020, "Responsive
+safety by PID Lagrangian methods").
 
-While the learning rate is high, every model is worse than it will be at the end, and when it is low nothing
-changes any more. So the limit falls from what is measured after a quarter of the steps to the budget, which
-it reaches after seven tenths (`limit_at`). In the first quarter the weight only falls, where the run would be
-ruined. All this refers to a cycle of the learning rate; a run may have several (`first_cycle`).
+While the learning rate is high, every model is worse than the final one, and when it is low, little changes.
+The limit therefore decreases from the ratio measured after a quarter of the steps to the budget, which it
+reaches after seven tenths (`limit_at`). In the first quarter, the weight is only decreased, and only if the
+run would otherwise be ruined. All of this applies to each cycle of the learning rate (`first_cycle`).
 """
 
 import dataclasses
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
 logger = logging.getLogger(__name__)
-LAG = 2  # steps after which a measurement acts: by then the devices have finished it, and no step waits
+LAG = 2  # steps until a measurement takes effect: the devices have finished it by then, and no step waits
 # Shares of a cycle after which the weight follows the budget, and after which the limit is the budget
 CONTROLLED_FROM, SETTLED_BY = 0.25, 0.7
 # A forget error that grows by this factor after `SETTLED_BY` has not settled at the end of a cycle
 STILL_RISING = 1.25
-# Before that the weight falls where the ratio is beyond this many budgets, and not falling by itself
+# Before `CONTROLLED_FROM`, the weight is decreased if the ratio exceeds this many budgets and is not falling
 RUIN = 2.0
-GREATEST_CHANGE = 1.5  # greatest factor, or least inverse, by which the weight changes at a time
+GREATEST_CHANGE = 1.5  # greatest factor (or inverse) by which the weight changes at a time
 EFFECT = 0.02  # change of the logarithm of a ratio that counts as an effect of the weight
-# Greatest factor by which the weight rises without an effect: beyond it only the weight would change
+# Greatest factor by which the weight increases without an effect
 GREATEST_RISE = 10.0
-SMALL = 1e-6  # ratios count as at least that much
+SMALL = 1e-6  # lower bound to which ratios are clipped
 
 
 def limit_at(budget: float, first: float, progress: float) -> float:
-    """Return the limit of the ratio on the way from `first` to the budget: half a cosine in the logarithm.
+    """Return the limit of the ratio, which follows half a cosine in log space from `first` to the budget.
 
-    `progress` is the share of the way, 0 to 1. Below the budget there is no way to go.
+    `progress` is in [0, 1]. If `first` is below the budget, the limit is the budget.
     """
     if not first > budget:
         return budget
@@ -70,8 +70,8 @@ def next_weight(
 ) -> float:
     """Return weight · (limit / expected)^rate, changed by at most `GREATEST_CHANGE`, at most `most`.
 
-    The expected ratio is ratio · ratio / before, from the newest two. One that is not finite lowers the
-    weight.
+    The expected ratio is ratio · ratio / before, from the newest two ratios. If it is not finite, the weight
+    is decreased.
     """
     expected = ratio * ratio / max(before, SMALL)
     change = (limit / max(expected, SMALL)) ** rate if math.isfinite(expected) else 0.0
@@ -79,7 +79,7 @@ def next_weight(
 
 
 class Measured(NamedTuple):
-    """Ratios of a model's errors to the original model's, after a step with a weight of the forget term."""
+    """Errors of a model relative to the original model, after a step with a weight of the forget term."""
 
     step: int
     weight: float
@@ -87,15 +87,15 @@ class Measured(NamedTuple):
     forget: float
 
     def differs(self, other: "Measured") -> bool:
-        """Return whether a ratio differs noticeably from another measurement's; NaN does."""
+        """Return whether a ratio differs noticeably from another measurement; NaN always differs."""
         pairs = ((self.retain, other.retain), (self.forget, other.forget))
         return any(not abs(math.log(max(a, SMALL) / max(b, SMALL))) <= EFFECT for a, b in pairs)
 
     def rank(self, budget: float, settled: bool) -> tuple[bool, bool, float]:
-        """Order models: inside the budget by forget error, outside by least retain error, NaN last.
+        """Return a sort key: by forget error within the budget, by least retain error outside, NaN last.
 
-        Models from before the limit has `settled` count only where no later one is inside the budget: a
-        blurred reconstruction, early in the training of fresh weights, has a small error and shows nothing.
+        Models from before the limit has `settled` are chosen only if no later model is within the budget:
+        early in the training of fresh weights, a blurred reconstruction has a small error but no content.
         """
         if self.retain <= budget:
             return True, settled, self.forget
@@ -104,17 +104,17 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass
 class _Memory:
-    """State of a budget that a resumed run needs besides arrays; JSON-able."""
+    """State of a budget, in addition to arrays, that a resumed run needs; JSON-serializable."""
 
     weight: float
     first: list | None = None  # step and ratio where the limit begins
-    acted: Measured | None = None  # newest measurement that the weight has followed
-    effect: Measured | None = None  # that since which a rising weight has changed nothing
-    waiting: list[Measured] = dataclasses.field(default_factory=list)  # those not followed yet
-    best: Measured | None = None  # of the model that is kept
-    settling: Measured | None = None  # first of a cycle with the budget as its limit
-    ended: int | None = None  # step that the run ended after, before its last possible one
-    best_errors: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # its errors by set
+    acted: Measured | None = None  # newest measurement that has updated the weight
+    effect: Measured | None = None  # measurement since which increasing the weight had no effect
+    waiting: list[Measured] = dataclasses.field(default_factory=list)  # measurements still to be used
+    best: Measured | None = None  # measurement of the best model
+    settling: Measured | None = None  # first measurement of a cycle with the budget as its limit
+    ended: int | None = None  # step after which the run ended early
+    best_errors: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # errors of the best model
 
     @classmethod
     def load(cls, facts: dict[str, Any]) -> "_Memory":
@@ -127,15 +127,15 @@ MakeErrors = Callable[[Parallel], MaskedErrors]
 
 
 class RetainBudget(Hook):
-    """Measures a run, moves the weight of its forget term, and keeps its best model.
+    """A hook that measures a run, adapts the weight of its forget term, and keeps its best model.
 
-    The measurement of step k acts from step k + `LAG` + 1 on, wherever the run is interrupted, so that a
-    resumed run repeats it bit for bit. All processes decide alike: they read the same numbers.
+    The measurement of step k takes effect from step k + `LAG` + 1 on, regardless of interruptions, so a
+    resumed run is bitwise identical. All processes read the same numbers and make the same decisions.
 
     Args:
-      config: Retain budget and length of the run.
-      make_errors: Makes the `MaskedErrors` of the sets "retain" and "forget" for devices.
-      reference: Model that errors are relative to, all parts; None: the one that the run starts from.
+      config: Config with the retain budget and the length of the run.
+      make_errors: Function that returns `MaskedErrors` of the sets "retain" and "forget" for given devices.
+      reference: Parameters, all parts, of the model that errors are relative to; None: the initial model.
     """
 
     def __init__(self, config: UnlearningConfig, make_errors: MakeErrors, reference: Params | None = None):
@@ -150,7 +150,7 @@ class RetainBudget(Hook):
         self.reference_errors: dict[str, np.ndarray] = {}
 
     def start_from(self, training: "Training") -> None:
-        """Measure the reference before the first step."""
+        """Measure the reference model before the first step."""
         objective, parallel, run = training.objective, training.parallel, training.run
         params = {**run.params, **training.frozen}
         self._scalar, self._compose, self._mesh = parallel.scalar, objective.compose, parallel.mesh
@@ -163,7 +163,7 @@ class RetainBudget(Hook):
         self._memory, self._best = _Memory(self._initial), None
 
     def after_step(self, training: "Training") -> None:
-        """Log the weight and the newest ratios that it follows; measure the model, set the next weight."""
+        """Log the weight and the ratios that determined it, measure the model, and set the next weight."""
         memory, step = self._memory, training.step
         weight, acted = memory.weight, memory.acted
         scalars = {"alpha": weight}
@@ -186,16 +186,16 @@ class RetainBudget(Hook):
 
     @property
     def ended(self) -> int:
-        """Number of the last step, as far as it is known."""
+        """Return the number of the last step, or of the last possible step while the run continues."""
         return self._memory.ended or self._config.steps
 
     def _settled(self, measured: Measured) -> bool:
-        """Return whether the limit was the budget itself when a model was measured."""
+        """Return whether the limit had reached the budget when a model was measured."""
         start, end = self._config.cycle_of(measured.step)
         return measured.step >= start + SETTLED_BY * (end - start)
 
     def _end_cycle(self, step: int) -> None:
-        """End the run after a cycle if another one would bring nothing."""
+        """End the run after a cycle unless another cycle would help."""
         self._land()
         memory, best = self._memory, self._memory.best
         assert best is not None and memory.settling is not None, "the last step of a cycle is measured"
@@ -204,15 +204,15 @@ class RetainBudget(Hook):
         if best.retain <= self.budget and self._settled(best) and not rising:
             memory.ended = step
             return
-        memory.weight = max(memory.weight, self._initial)  # where it fell, it may have fallen too far
+        memory.weight = max(memory.weight, self._initial)  # it may have decreased too far
         if rising:
-            logger.info("Step %d: the forget error still rises; another cycle follows.", step)
+            logger.info("Step %d: the forget error is still rising; another cycle follows.", step)
         else:
-            sentence = "Step %d: the retain error is %.3f times the original's, not yet inside the budget; "
-            logger.info(sentence + "another cycle follows.", step, newest.retain)
+            message = "Step %d: the retain error is %.3f times the original's, not yet within the budget; "
+            logger.info(message + "another cycle follows.", step, newest.retain)
 
     def choose(self, candidates: Mapping[float, Params]) -> Params:
-        """Return the best of some models, given by weight as trained parts: in place of a run."""
+        """Return the best of some models, given as trained parts by weight; used for one-shot methods."""
         for weight, params in candidates.items():
             placed = sharding.place(params, self._mesh)
             self._flying.append((1, weight, self._errors.start(self._compose(self._rest, placed)), placed))
@@ -221,16 +221,16 @@ class RetainBudget(Hook):
         return self._best
 
     def saved(self, state: TrainState) -> tuple[Params, dict[str, Any]]:
-        """Return what a resumed run needs: the best model's trained parts, and JSON-able facts."""
+        """Return the state for a checkpoint: the best model's trained parts, and JSON values."""
         return self.best(state), dataclasses.asdict(self._memory)
 
     def restore(self, best: Params, facts: dict[str, Any]) -> None:
-        """Continue where `saved` was called."""
+        """Restore the state returned by `saved`."""
         self._memory = _Memory.load(facts)
         self._best = None if self._memory.best is None else best
 
     def best(self, state: TrainState) -> Params:
-        """Return the trained parts of the best model so far, or those of `state` if there is none."""
+        """Return the trained parts of the best model so far, or of `state` if there is none."""
         self._land()
         return state.result if self._best is None else self._best
 
@@ -242,7 +242,7 @@ class RetainBudget(Hook):
         return best, {name: np.array(x, np.float64) for name, x in self._memory.best_errors.items()}
 
     def _land(self) -> None:
-        """Wait for what is being measured, and keep the model if it is the best so far."""
+        """Wait for pending measurements, and keep each model if it is the best so far."""
         memory = self._memory
         while self._flying:
             step, weight, started, params = self._flying.popleft()
@@ -260,7 +260,7 @@ class RetainBudget(Hook):
                 memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
     def _act(self, measured: Measured) -> None:
-        """Let the weight follow a measurement."""
+        """Update the weight by a measurement."""
         memory, config, ratio = self._memory, self._config, measured.retain
         before = ratio if memory.acted is None else memory.acted.retain
         memory.acted = measured
@@ -273,19 +273,19 @@ class RetainBudget(Hook):
             if memory.first is None or memory.first[0] <= begun:
                 memory.first = [measured.step, ratio]
             start, first = memory.first
-            way = max(1.0, begun + SETTLED_BY * (end - begun) - start)
-            limit = limit_at(self.budget, first, min(1.0, (measured.step - start) / way))
+            length = max(1.0, begun + SETTLED_BY * (end - begun) - start)
+            limit = limit_at(self.budget, first, min(1.0, (measured.step - start) / length))
         rate, most = config.budget_rate, config.options.max_weight
         weight = next_weight(memory.weight, limit, ratio, before, rate, most)
         memory.weight = min(weight, self._bound(measured, weight))
 
-    def _bound(self, measured: Measured, wanted: float) -> float:
-        """Return how far the weight may rise: where it has no effect, there is no end to its rise."""
+    def _bound(self, measured: Measured, proposed: float) -> float:
+        """Return an upper bound of the weight, which would otherwise grow forever without an effect."""
         memory, effect = self._memory, self._memory.effect
         if effect is None or measured.weight <= effect.weight or measured.differs(effect):
             effect = memory.effect = measured
         bound = GREATEST_RISE * effect.weight
-        if wanted > bound > memory.weight:
+        if proposed > bound > memory.weight:
             logger.info(
                 "A larger alpha has had no effect since step %d (forget ratio %.3f): it stays at %.3g",
                 *(effect.step, measured.forget, bound),

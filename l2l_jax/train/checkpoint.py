@@ -1,4 +1,4 @@
-"""Checkpoints of a training phase with Orbax: training state and the place in the data."""
+"""Orbax checkpoints of a training phase: training state and position in the data."""
 
 import functools
 import json
@@ -18,35 +18,35 @@ from l2l_jax.utils.checkpoints import SIZES, Damaged, check_sizes, check_space, 
 from l2l_jax.utils.multihost import exchange, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
-KEPT = 2  # newest checkpoints that stay on disk; older ones are used as fallbacks
-# Bytes of a slice from which each device that holds an array writes one; cutting compiles a program
+KEPT = 2  # number of newest checkpoints kept on disk; the older one is a fallback
+# Minimum slice size in bytes for splitting an array among its replicas; slicing compiles a program
 SLICED_FROM = 2**20
-# Orbax numbers the savings of a process: no thread begins one while another does
+# Orbax numbers the saves of a process, so only one thread may start a save at a time
 _one_begins = threading.Lock()
 
 
 class Checkpointer:
     """Checkpoints `(arrays, facts)` in `folder/<step>`.
 
-    Arrays are a tree of device arrays, such as a `TrainState`; facts are JSON-able values, such as the
-    position in the data. Saving is asynchronous and atomic: a folder named by a step is complete unless the
-    disk damaged it later. Every process writes what its devices hold, to one folder that all see; any number
-    restores it.
+    Arrays are a tree of device arrays, such as a `TrainState`; facts are JSON-serializable values, such as
+    the position in the data. Saving is asynchronous and atomic: a folder named by a step is complete unless
+    it was damaged later. Every process writes the data of its devices to one shared folder, and any number of
+    processes can restore it.
     """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
-        # Folders are made at once: when they are there is told by a number that threads would mix up.
+        # Create folders synchronously: Orbax signals their creation by a counter that is not thread-safe.
         later = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, async_options=later)
         handlers = {"state": _handler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Start saving; `state` may be donated as soon as this returns.
+        """Start saving; `state` may be donated as soon as this method returns.
 
         Raises:
-          OSError: The disk is full, or the checkpoint before could not be written.
+          OSError: The disk is full, or the previous checkpoint could not be written.
         """
         self.wait()
         on_primary(lambda: check_space(self.folder, state))
@@ -57,15 +57,15 @@ class Checkpointer:
             self._manager.save(step, args=items)
 
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restore the newest readable checkpoint; None where nothing was saved.
+        """Restore the newest readable checkpoint, or return None if there are no checkpoints.
 
-        A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed over.
+        A checkpoint that cannot be read is logged, renamed to `<step>.damaged` and skipped.
 
         Args:
-          like: Tree of the same structure and shardings, of arrays or of shapes.
+          like: Tree of arrays or shapes with the same structure and shardings.
 
         Raises:
-          UserError: There are checkpoints, and none can be read.
+          UserError: There are checkpoints, but none can be read.
         """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
@@ -75,13 +75,13 @@ class Checkpointer:
                 state, data = _read(self.folder / str(step), target)
             except Damaged as error:
                 problem = str(error)
-            # What one process cannot read, none uses.
+            # A checkpoint is used only if all processes can read it.
             problems = [text for text in exchange(problem) if text]
             if not problems:
                 before, now = data["devices"], _devices(like)
                 if before != now:
-                    sentence = "The checkpoint was written on %s; it resumes on %s"
-                    logger.info(sentence, _in_words(before), _in_words(now))
+                    message = "The checkpoint was written on %s; it resumes on %s"
+                    logger.info(message, _in_words(before), _in_words(now))
                 return state, data["facts"]
             on_primary(functools.partial(self._set_aside, step, problems[0]))
             self._manager.reload()
@@ -99,7 +99,7 @@ class Checkpointer:
         logger.warning("The checkpoint of step %d is damaged and now %s. (%s)", step, damaged, problem)
 
     def wait(self) -> None:
-        """Block until what is being saved is on disk; raise what went wrong."""
+        """Block until pending saves are on disk; raise their errors."""
         self._manager.wait_until_finished()
         if is_primary():
             for step in self._manager.all_steps():
@@ -121,10 +121,10 @@ def _read(folder: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Return a handler that writes small arrays whole, and all arrays in one transaction.
+    """Return a handler that does not slice small arrays, and writes all arrays in one transaction.
 
-    Orbax compiles a program for each kind of slice. It writes in a transaction where no limit is set;
-    on a full disk that fails once, while TensorStore reports every dropped write of other savings.
+    Orbax compiles a program for each kind of slice. It writes in a transaction if no limit is set; on a full
+    disk, the transaction fails once, whereas otherwise TensorStore reports every dropped write.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -133,22 +133,22 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def _across_processes(state: Any) -> Any:
-    """Return arrays for Orbax: those of `pmap` do not know of their copies in other processes."""
+    """Return arrays for Orbax; arrays of `pmap` lack the replicas in other processes, which are added."""
     if jax.process_count() == 1:
         return state
-    whole = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec())
+    replicated = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec())
 
-    def known(x: jax.Array) -> jax.Array:
+    def to_global(x: jax.Array) -> jax.Array:
         if not x.is_fully_addressable:
             return x
         copies = [shard.data for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape, whole, copies)
+        return jax.make_array_from_single_device_arrays(x.shape, replicated, copies)
 
-    return jax.tree.map(known, state)
+    return jax.tree.map(to_global, state)
 
 
 def _devices(state: Any) -> dict[str, int]:
-    """Count the processes and devices that hold a state, and the parts that its arrays are split into."""
+    """Count the processes and devices that hold a state, and the shards of its arrays."""
     arrays = jax.tree.leaves(state)
     return {
         "processes": jax.process_count(),

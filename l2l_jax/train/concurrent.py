@@ -1,4 +1,4 @@
-"""Independent work at the same time: the step of a small model cannot fill the cores of a CPU."""
+"""Concurrent execution of independent work, because a small model's step does not use all cores of a CPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,36 +11,36 @@ from l2l_jax.utils.runtime import usable_cpus
 from l2l_jax.utils.stopping import stop_request
 
 T = TypeVar("T")
-AT_A_TIME = 2  # greatest number of trainings at the same time: each holds a state of its own
-# Python handles signals in the main thread; one that comes just as it falls asleep does not wake it
+AT_A_TIME = 2  # maximum number of concurrent training runs, each of which holds its own state
+# Python handles signals in the main thread; a signal that arrives just before it sleeps does not wake it
 AWAKE_EVERY_SECONDS = 1.0
 
 
 def threads(most: int) -> int:
-    """Return how many threads can run programs: up to `most` with one CPU device, otherwise one.
+    """Return the number of threads that can run programs: up to `most` on a single CPU device, otherwise 1.
 
-    Several devices must all run the same programs in the same order.
+    Multiple devices must all run the same programs in the same order.
     """
-    alone = jax.process_count() == 1 and jax.device_count() == 1 and jax.default_backend() == "cpu"
-    return min(most, len(usable_cpus())) if alone else 1
+    is_single_cpu = jax.process_count() == 1 and jax.device_count() == 1 and jax.default_backend() == "cpu"
+    return min(most, len(usable_cpus())) if is_single_cpu else 1
 
 
 def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
-    """Yield what independent functions return, in their order, each as soon as it is there.
+    """Yield the results of independent functions in order, each as soon as it is available.
 
-    A signal to stop reaches the trainings of all threads.
+    A signal to stop reaches the training runs of all threads.
 
     Args:
-      work: Functions.
-      count: Number of threads; 1: one follows the other in this thread.
+      work: Functions without arguments.
+      count: Number of threads; 1 calls the functions sequentially in this thread.
 
     Raises:
-      Exception: What a function raised, after those that had begun have ended; no other begins.
+      Exception: A function raised it. Running functions finish first; no others are started.
     """
     if min(count, len(work)) < 2:
         yield from (function() for function in work)
         return
-    # BLAS threads of their own would wait for work in a busy loop.
+    # Separate BLAS threads would busy-wait for work.
     blas = threadpool_limits(1, "blas")
     with stop_request(), blas, ThreadPoolExecutor(count, "l2l_jax-side-by-side") as pool:
         futures = [pool.submit(function) for function in work]
@@ -61,5 +61,5 @@ def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
 
 
 def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
-    """Call independent functions, `AT_A_TIME` at the same time where they can run side by side."""
+    """Call independent functions, up to `AT_A_TIME` concurrently where possible."""
     return list(in_threads(work, threads(AT_A_TIME)))

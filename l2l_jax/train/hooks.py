@@ -1,4 +1,4 @@
-"""Hooks between the steps of a training: checkpoints, metrics, observation."""
+"""Hooks between training steps: checkpoints, metrics, observation."""
 
 import dataclasses
 import json
@@ -18,25 +18,25 @@ from l2l_jax.utils.progress import Progress
 if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
-# Metrics that progress shows, if there are such; at most three, for a terminal of 80 columns
+# Metrics to display with the progress, if available; at most three, to fit in 80 columns
 SHOWN = ("retain_ratio", "forget_ratio", "loss", "retain", "forget")
 
 
 class Hook:
-    """Acts between steps. All processes call the same methods of the same hooks after the same steps."""
+    """Base class of hooks. All processes call the same methods of the same hooks after the same steps."""
 
     def begin(self, training: "Training") -> None:
         """Prepare for the first step, which follows step `training.step`."""
 
     def after_step(self, training: "Training") -> None:
-        """Act after a step has started, which the devices may still be computing.
+        """Run after a step was dispatched; the devices may still be computing it.
 
-        A hook may replace `training.state` and add to `training.metrics`. One that uses the state's values
-        calls `training.check()` first.
+        A hook may replace `training.state` and add to `training.metrics`. It must call `training.check()`
+        before using values of the state.
         """
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Receive the finite metrics of a step, one step late unless a hook has asked for them."""
+        """Receive the finite metrics of a step, one step late unless a hook has requested them."""
 
     def close(self) -> None:
         """Release files and threads, also after an error."""
@@ -44,7 +44,7 @@ class Hook:
 
 @dataclasses.dataclass(frozen=True)
 class Observe(Hook):
-    """Calls a function after some steps, before their checkpoints; a resumed run may repeat it."""
+    """A hook that calls a function after given steps, before their checkpoints; resuming may repeat calls."""
 
     steps: Collection[int]  # numbers of steps
     function: Callable[[int, Params], None]  # called with the step and all parameters as host arrays
@@ -56,10 +56,10 @@ class Observe(Hook):
 
 
 class LogMetrics(Hook):
-    """Shows progress; writes metrics every `log_every` steps and after the last one.
+    """A hook that displays progress and writes metrics every `log_every` steps and after the last step.
 
-    The primary process writes `folder/metrics.jsonl` and TensorBoard event files next to it. Metrics after
-    the step where a run resumes are dropped from existing files.
+    The primary process writes `folder/metrics.jsonl` and TensorBoard event files next to it. When a run
+    resumes, metrics of later steps are dropped from existing files.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -80,11 +80,11 @@ class LogMetrics(Hook):
         self._board = SummaryWriter(str(self._folder), purge_step=first + 1 if first else None)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show and, when it is due, write metrics; the line is with the operating system on return."""
+        """Display metrics and write them if due; the line is flushed before this method returns."""
         due = step % self._training.config.log_every == 0 or step == self._training.last
-        shown = [name for name in SHOWN if name in metrics][:3]
+        names = [name for name in SHOWN if name in metrics][:3]
         self._progress.lengthen(self._training.config.cycle_of(step)[1])
-        self._progress.update(1, {name: metrics[name] for name in shown} if due else None)
+        self._progress.update(1, {name: metrics[name] for name in names} if due else None)
         if due and self._lines is not None:
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
             self._lines.flush()
@@ -92,7 +92,7 @@ class LogMetrics(Hook):
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Close files and bar."""
+        """Close the files and the progress bar."""
         self._progress.close()
         if self._lines is not None:
             self._lines.close()
@@ -100,7 +100,7 @@ class LogMetrics(Hook):
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
-    """Read the rows of `folder/metrics.jsonl`; a last line cut off by a crash is dropped."""
+    """Read the rows of `folder/metrics.jsonl`; a last line truncated by a crash is dropped."""
     path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
@@ -112,16 +112,16 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
 
 
 class SaveCheckpoints(Hook):
-    """Saves every `checkpoint_every` steps, after the last step, and when a signal asks the run to stop.
+    """A hook that saves every `checkpoint_every` steps, after the last step, and when asked to stop.
 
-    Without `keep_last` the last step is no reason to save.
+    Without `keep_last`, the last step is not saved.
     """
 
     def __init__(self, checkpointer: Checkpointer, keep_last: bool = True):
         self._checkpointer, self._keep_last, self._saved = checkpointer, keep_last, -1
 
     def after_step(self, training: "Training") -> None:
-        """Save if it is due; raise Interrupted once a run that was asked to stop is saved."""
+        """Save if due; raise Interrupted once a run that was asked to stop is saved."""
         step = training.step
         last = self._keep_last and step == training.last
         if training.stop is None and not last and step % training.config.checkpoint_every:

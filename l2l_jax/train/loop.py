@@ -1,4 +1,4 @@
-"""The training loop: resume, step, let hooks act."""
+"""The training loop: resume, step, call hooks."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from l2l_jax.utils.multihost import to_host
 from l2l_jax.utils.stopping import StopRequest, stop_request
 
 logger = logging.getLogger(__name__)
-# Held while a step is compiled: the compiler takes more memory than the steps of a small model
+# Held while compiling a step, because the compiler needs more memory than the steps of a small model
 ONE_COMPILES = threading.Lock()
 
 
@@ -38,27 +38,27 @@ ONE_COMPILES = threading.Lock()
 class TrainRun:
     """One run of a `Trainer`."""
 
-    params: Params  # parameters to start from, all parts; only those the objective names go to the devices
+    params: Params  # initial parameters, all parts; only those named by the objective go to the devices
     # `{set: this process's rows}`, uint8 or floats in `batches.value_range`; its iterators can be saved,
     # restored and closed
     batches: Batches
-    folder: pathlib.Path  # keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files
+    folder: pathlib.Path  # folder of `checkpoints/`, `metrics.jsonl` and TensorBoard files
     alpha: float = 0.0  # weight of the forget term, for objectives that have one
-    budget: RetainBudget | None = None  # moves the weight from there and chooses the resulting model
-    teacher: Params | None = None  # model that the objective's frozen parts are taken from; None: `params`
+    budget: RetainBudget | None = None  # adapts the weight, starting at `alpha`, and chooses the final model
+    teacher: Params | None = None  # source of the objective's frozen parts; None: `params`
     name: str = ""  # name in messages; by default the trainer's
     hooks: Sequence[Hook] = ()  # called after every step, before its checkpoint is saved
     # Number of images by set, for objectives that weight sets by their sizes
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    steps: int | None = None  # number of steps, where the rate is constant; None: the trainer's
-    keep_last: bool = True  # whether the state after the last step is saved, too
+    steps: int | None = None  # number of steps, if the learning rate is constant; None: the trainer's
+    keep_last: bool = True  # whether to save the state after the last step
 
 
 @dataclasses.dataclass
 class Training:
-    """A run in progress, as hooks see it."""
+    """The state of a run in progress, which hooks can access."""
 
-    # What is trained, and how
+    # The run, its objective and config
     run: TrainRun
     name: str
     objective: Objective
@@ -66,25 +66,25 @@ class Training:
     parallel: Parallel
     frozen: Params  # the objective's frozen parts, on the devices
     iterator: Any  # batches of this process
-    hooks: Sequence[Hook] = ()  # called in their order
-    # State after the newest step, its number and, on the devices, its metrics
+    hooks: Sequence[Hook] = ()  # called in order
+    # State after the newest step, the step's number and, on the devices, its metrics
     state: TrainState = None  # type: ignore[assignment]  # set before the first hook is called
-    first: int = 0  # number of the step that the run started after
+    first: int = 0  # number of the step after which the run started
     step: int = 0
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    stop: int | None = None  # signal that asks all processes to stop after it, or None
+    stop: int | None = None  # signal that asks all processes to stop after this step, or None
 
     @property
     def last(self) -> int:
-        """Number of the last step, as far as it is known: a budget decides after each cycle."""
+        """Return the number of the last step; a budget may end the run earlier, after any cycle."""
         return self.config.cycles[0] if self.run.budget is None else self.run.budget.ended
 
     def merged(self, trained: Params) -> Params:
-        """Return all parts of the model with these trained parts, as host arrays."""
+        """Return all parts of the model with the given trained parts, as host arrays."""
         return self.objective.merge(self.run.params, to_host(trained))
 
     def check(self) -> None:
-        """Read the metrics of the newest step unless they were read before, and give them to the hooks.
+        """Read the metrics of the newest step, unless already read, and pass them to the hooks.
 
         Raises:
           Diverged: The loss is not finite.
@@ -94,21 +94,21 @@ class Training:
             return
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         if not all(map(math.isfinite, values.values())):
-            shown = ", ".join(f"{key} {value}" for key, value in values.items())
+            text = ", ".join(f"{key} {value}" for key, value in values.items())
             raise Diverged(
-                f"{self.name}: the loss is not finite at step {self.step} ({shown}). Checkpoints of earlier "
+                f"{self.name}: the loss is not finite at step {self.step} ({text}). Checkpoints of earlier "
                 "steps are intact; lower the learning_rate or clip_norm and start in a new workdir."
             )
         for hook in self.hooks:
             hook.on_metrics(self.step, values)
 
     def after_step(self) -> None:
-        """Let all hooks act."""
+        """Call `after_step` of all hooks."""
         for hook in self.hooks:
             hook.after_step(self)
 
     def saved(self) -> tuple[Any, dict[str, Any]]:
-        """Return what a checkpoint holds: arrays, and JSON-able facts."""
+        """Return the contents of a checkpoint: arrays and JSON values."""
         facts = {"iterator": self.iterator.get_state()}
         if self.run.budget is None:
             return self.state, facts
@@ -116,7 +116,7 @@ class Training:
         return (self.state, best), facts
 
     def restore(self, arrays: Any, facts: Mapping[str, Any]) -> None:
-        """Continue where `saved` was called."""
+        """Restore the state returned by `saved`."""
         self.iterator.set_state(facts["iterator"])
         if self.run.budget is not None:
             arrays, best = arrays
@@ -126,17 +126,18 @@ class Training:
 
 
 class Trainer:
-    """The step of an objective, compiled once for any number of models of the same shapes and threads.
-
-    Devices that cannot share a batch raise a UserError.
+    """The step of an objective, compiled once for any number of threads and of models with the same shapes.
 
     Args:
       name: Name in messages.
-      objective: What to train.
-      config: Length, batch size, optimizer.
+      objective: Training objective.
+      config: Number of steps, batch size and optimizer.
       seed: Random seed of the steps.
-      mesh: The devices.
-      parallel: How the step runs on them, see `l2l_jax.train.parallel`.
+      mesh: Mesh of the devices.
+      parallel: Kind of parallelism, see `l2l_jax.train.parallel`.
+
+    Raises:
+      UserError: The batch cannot be split evenly over the devices.
     """
 
     def __init__(
@@ -158,17 +159,17 @@ class Trainer:
         self._compiled = False
 
     def train(self, run: TrainRun) -> Params:
-        """Train to the last step, resuming from `run.folder` if there is something to resume.
+        """Train to the last step, resuming from the checkpoints in `run.folder` if there are any.
 
-        An objective without training steps is solved anew at each call.
+        An objective without training steps is solved again at each call.
 
         Returns:
-          What the objective makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
+          The result of `Objective.merge` on `run.params` and the trained parts, as host arrays.
 
         Raises:
           Interrupted: A signal arrived in some process; the state of the last step is saved.
           Diverged: The loss is not finite.
-          UserError: No checkpoint can be read.
+          UserError: None of the checkpoints can be read.
         """
         if self._objective.one_shot is not None:
             training = self._begin(run, None)
@@ -190,12 +191,12 @@ class Trainer:
                     stack.callback(hook.close)
             while training.step < training.last:
                 self._advance(training, stop)
-                stop.patient = True  # the step is compiled: the next one ends soon, and is saved
+                stop.patient = True  # the step is compiled, so the next step ends soon and is saved
             best = training.state.result if run.budget is None else run.budget.best(training.state)
             return training.merged(best)
 
     def _begin(self, run: TrainRun, iterator: Any) -> Training:
-        """Return a training without state, after its budget has measured the original."""
+        """Return a `Training` without state, after its budget has measured the original model."""
         teacher = run.teacher or run.params
         frozen = self._objective.cast({part: teacher[part] for part in self._objective.frozen})
         frozen = sharding.place(frozen, self._mesh)
@@ -208,17 +209,17 @@ class Trainer:
         return training
 
     def _start_or_resume(self, run: TrainRun, iterator: Any, checkpointer: Checkpointer) -> Training:
-        """Return the training before its next step."""
+        """Return the `Training` before its next step."""
         objective, training = self._objective, self._begin(run, iterator)
         config = training.config
         first = objective.initial(run.params, jax.random.key(self._seed))
-        # Saved states have a mask only where an objective has one.
+        # Saved states have a mask only if the objective has one.
         mask = None if objective.saliency == 1 else jax.tree.map(lambda x: np.ones(x.shape, bool), first)
         optimizer, ema = self._optimizer, config.ema_decay > 0
         training.state = abstract_state(first, optimizer, self._mesh, ema=ema, mask=mask)
-        found = checkpointer.restore_newest(training.saved()[0])
-        if found is not None:
-            training.restore(*found)
+        checkpoint = checkpointer.restore_newest(training.saved()[0])
+        if checkpoint is not None:
+            training.restore(*checkpoint)
             logger.info("%s: resuming after step %d of %d", training.name, training.step, training.last)
             return training
         if mask is not None:
@@ -229,10 +230,10 @@ class Trainer:
         return training
 
     def _advance(self, training: Training, stop: StopRequest) -> None:
-        """Start a step and read the metrics of the one before, so that the device never waits."""
+        """Dispatch a step, then read the metrics of the previous step, so the device does not wait."""
         try:
             batch = next(training.iterator)
-        except Interrupted as error:  # one process gives up waiting for an image: the others do not
+        except Interrupted as error:  # only this process stops waiting for an image, not the others
             if jax.process_count() > 1 or training.step == training.first:
                 raise
             training.stop = error.signal_number
@@ -246,11 +247,11 @@ class Trainer:
         training.after_step()
 
     def _call(self, training: Training, batch: Any) -> tuple[TrainState, Mapping[str, Any]]:
-        """Call the step; the first call, which compiles it, runs alone: other threads wait for it."""
+        """Call the step; other threads wait for the first call, which compiles it."""
         with contextlib.nullcontext() if self._compiled else ONE_COMPILES:
             if self._step is None:
-                what = self._objective, self._optimizer, self._config, self._parallel
-                step = make_step(*what, seed=self._seed, value_range=training.run.batches.value_range)
+                args = self._objective, self._optimizer, self._config, self._parallel
+                step = make_step(*args, seed=self._seed, value_range=training.run.batches.value_range)
                 self._step = self._parallel.compile(step, training.state)
             result = self._step(training.state, training.frozen, batch)
             self._compiled = True

@@ -1,13 +1,13 @@
-"""Unlearning without training steps: two linear systems, see `l2l_jax.methods.ntk.Ntk`.
+"""Unlearning without training steps by solving two linear systems, see `l2l_jax.methods.ntk.Ntk`.
 
-With mean losses R and F of retain and forget images, q the share of forget images, gradients g at the
-original, and curvatures G = Jᵀ H J, where J is the Jacobian of the outputs and H the curvature of the loss:
+R and F are the mean losses of retain and forget images, q the share of forget images, g gradients at the
+original model, and G = Jᵀ H J curvatures, with the Jacobian J of the outputs and the curvature H of the loss:
 
     A_c w_c = −(1 − q) g_R − q g_F,   A_c = (1 − q) G_R + q G_F + λ
     A_r (w_r − w_c) = q (g_F + G_F w_c),   A_r = (1 − q) G_R + λ
 
-The second line is A_r w_r = −(1 − q) g_R minus A_r w_c, without the difference of two nearly equal solutions:
-the move is up the linearized forget loss, as far as the retain images do not object.
+The second line is A_r w_r = −(1 − q) g_R minus A_r w_c, which avoids the difference of two nearly equal
+solutions: the update ascends the linearized forget loss, limited by the curvature of the retain loss.
 """
 
 import logging
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
 logger = logging.getLogger(__name__)
-TOLERANCE = 1e-4  # relative residual at which a system counts as solved; float32 products allow little less
-# Multiples of the scale among which a retain budget chooses
+TOLERANCE = 1e-4  # relative residual of a solved system; close to the limit of float32 products
+# Multiples of the scale from which a retain budget chooses
 FACTORS = tuple(2.0**power for power in range(-6, 7))
 
 
 def solve(training: "Training", start: Params, *, seed: int) -> Params:
-    """Return the trained parts after the move from `start`; all processes compute the same."""
+    """Return the trained parts after the update of `start`; all processes compute the same."""
     one_shot, run = training.objective.one_shot, training.run
     assert one_shot is not None, "the objective has no training steps"
     start = to_host(start)
@@ -82,10 +82,10 @@ def solve(training: "Training", start: Params, *, seed: int) -> Params:
 
 
 def _products(training: "Training") -> Callable[..., Params]:
-    """Return `compute` of `mean_over_batches`: a weighted gradient and curvature times a direction.
+    """Return `compute` for `mean_over_batches`: a weighted gradient plus curvature times a direction.
 
     The argument has "direction", the weights "retain" and "forget" of the sets, and the weight "gradient" of
-    the gradient at the original.
+    the gradient at the original model.
     """
     objective = training.objective
     assert objective.one_shot is not None
@@ -99,7 +99,7 @@ def _products(training: "Training") -> Callable[..., Params]:
             return (losses(predicted, rows).reshape(-1, 2).mean(axis=0) * weights).sum()
 
         predicted, back = jax.vjp(lambda x: outputs(objective.compose(frozen, x), rows), trained)
-        # The product with J is the transpose of that with Jᵀ: convolutions have no forward-mode rule.
+        # The product with J is the transpose of that with Jᵀ, since convolutions have no forward-mode rule.
         _, forward = jax.vjp(lambda x: back(x)[0], jax.tree.map(jnp.zeros_like, predicted))
         slope, curved = jax.jvp(jax.grad(loss), (predicted,), forward(argument["direction"]))
         total = jax.tree.map(lambda x, y: argument["gradient"] * x + y, slope, curved)
@@ -109,12 +109,12 @@ def _products(training: "Training") -> Callable[..., Params]:
 
 
 def _solved(multiply: Callable, right: np.ndarray, iterations: int, title: str) -> np.ndarray:
-    """Return the solution of a symmetric positive definite system by conjugate gradients."""
-    from scipy.sparse.linalg import LinearOperator, cg  # start-up time
+    """Solve a symmetric positive definite system by conjugate gradients."""
+    from scipy.sparse.linalg import LinearOperator, cg  # slow to import
 
     operator = LinearOperator((right.size, right.size), matvec=multiply, dtype=np.float64)
     solution, unfinished = cg(operator, right, rtol=TOLERANCE, maxiter=iterations)
     if unfinished:
-        sentence = "The system of %s is not solved to %g after %d products; more iterations or damping help."
-        logger.info(sentence, title, TOLERANCE, iterations)
+        message = "The system of %s is not solved to %g after %d products; increase iterations or damping."
+        logger.info(message, title, TOLERANCE, iterations)
     return solution

@@ -1,4 +1,4 @@
-"""AdamW as the published configs use it, and Muon for models that start anew."""
+"""AdamW as in the published configs, and Muon for models with fresh weights."""
 
 import dataclasses
 import itertools
@@ -9,32 +9,32 @@ import optax
 import optax.contrib
 
 MUON_RMS = 0.2
-"""Root mean square of Muon's updates, relative to the rate: about AdamW's, whose rates and decays then serve
-both (Liu et al. 2025, "Muon is scalable for LLM training")."""
+"""Root mean square of Muon's updates, relative to the learning rate. It is similar to that of AdamW, so both
+can share learning rates and weight decay (Liu et al. 2025, "Muon is scalable for LLM training")."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Length, rate and optimizer of a training.
+    """Number of steps, learning rate and optimizer of a training run.
 
     Attributes:
-      steps: Optimizer steps.
-      batch_size: Images per set in the global batch.
-      learning_rate: Peak of the schedule.
-      optimizer: "adamw"; or "muon", which makes the update of every kernel orthogonal (Jordan et al. 2024)
-        and leaves the rest to Adam, without decay, at the same rate, both with Nesterov momentum: networks of
-        random weights learn in fewer steps.
-      warmup_steps: Steps of the linear rise from 0.
-      schedule: What follows: "cosine", half a cosine down to 0 at the last step, or "constant".
-      weight_decay: Decoupled decay of matrices and kernels; biases, norms and other vectors have none.
+      steps: Number of optimizer steps.
+      batch_size: Number of images per set in the global batch.
+      learning_rate: Peak learning rate of the schedule.
+      optimizer: "adamw"; or "muon", which orthogonalizes the update of every kernel (Jordan et al. 2024) and
+        uses Adam without weight decay at the same learning rate for the rest, both with Nesterov momentum.
+        With "muon", networks with random weights learn in fewer steps.
+      warmup_steps: Number of steps of the linear warm-up from 0.
+      schedule: Schedule after the warm-up: "cosine", half a cosine to 0 at the last step, or "constant".
+      weight_decay: Decoupled weight decay of matrices and kernels; not of biases, norms and other vectors.
       beta1: Decay of the first moment.
       beta2: Decay of the second moment.
-      clip_norm: Greatest global norm of the gradient; 0 turns clipping off.
-      ema_decay: Decay of the moving average of the parameters; 0 turns it off. With it, the average is the
+      clip_norm: Greatest global norm of the gradient; 0 disables clipping.
+      ema_decay: Decay of the moving average of the parameters; 0 disables it. If enabled, the average is the
         result.
-      accumulate: Number of parts that a batch is split into for gradient accumulation.
-      checkpoint_every: Steps between checkpoints.
-      log_every: Steps between log lines and metrics.
+      accumulate: Number of microbatches of a batch for gradient accumulation.
+      checkpoint_every: Number of steps between checkpoints.
+      log_every: Number of steps between log lines and metrics.
     """
 
     steps: int = 1000
@@ -54,17 +54,17 @@ class TrainingConfig:
 
     @property
     def cycles(self) -> tuple[int, ...]:
-        """Lengths of the cycles in which the learning rate rises and falls."""
+        """Return the lengths of the cycles of the learning rate."""
         return (self.steps,)
 
     def cycle_of(self, step: int) -> tuple[int, int]:
-        """Return the last step before a step's cycle, and the last one of the cycle."""
+        """Return the last step before the cycle of a step, and the last step of the cycle."""
         ends = itertools.accumulate(self.cycles, initial=0)
         return next((start, end) for start, end in itertools.pairwise(ends) if step <= end)
 
     @property
     def batch_parts(self) -> int:
-        """Number of parts of equal size that the rows of a device are split into."""
+        """Return the number of equal parts into which the rows of a device are split."""
         return self.accumulate
 
     def __post_init__(self):
@@ -76,7 +76,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than steps {self.steps}")
         if self.batch_size % self.accumulate:
@@ -86,7 +86,7 @@ class TrainingConfig:
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Return a linear warm-up from 0, then half a cosine down to 0 at the end of a cycle, or no change."""
+    """Return a schedule with linear warm-up from 0, then constant or half a cosine to 0 in each cycle."""
     rate, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "constant":
         return optax.warmup_constant_schedule(0.0, rate, warmup) if warmup else optax.constant_schedule(rate)
@@ -95,7 +95,7 @@ def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def decayed(params: Any) -> Any:
-    """Return a tree of bools: True where weight decay applies, which is not in biases, norms and vectors."""
+    """Return a tree of bools: True for arrays with weight decay, False for biases, norms and vectors."""
 
     def leaf(path, value):
         return value.ndim > 1 and getattr(path[-1], "key", None) != "bias"
@@ -104,7 +104,7 @@ def decayed(params: Any) -> Any:
 
 
 def kernels(params: Any) -> Any:
-    """Return a tree of Muon's dimension numbers: kernels are matrices from inputs to outputs, others None."""
+    """Return a tree of Muon's dimension numbers, which treat kernels as matrices; None for other arrays."""
 
     def leaf(path, value):
         if getattr(path[-1], "key", None) != "kernel" or value.ndim < 2:
@@ -115,9 +115,9 @@ def kernels(params: Any) -> Any:
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Return clipping by global norm, then AdamW or Muon with the schedule.
+    """Return an optimizer that clips by global norm, then applies AdamW or Muon with the schedule.
 
-    `clip_norm` has no effect on the kernels that Muon updates: the length of their gradients does not count.
+    `clip_norm` has no effect on kernels updated by Muon, which is invariant to the gradient norm.
     """
     rate = learning_rate_schedule(config)
     if config.optimizer == "muon":

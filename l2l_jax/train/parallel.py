@@ -1,4 +1,4 @@
-"""Training steps on many devices: one program under `jit` over a mesh, or a copy per device under `pmap`."""
+"""Parallel training steps: one program under `jit` over a mesh, or a copy per device under `pmap`."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,15 +15,15 @@ ParallelKind = Literal["jit", "pmap"]
 
 
 class Parallel:
-    """`jit` over a mesh: batches are global arrays, and XLA inserts what devices exchange.
+    """Parallelism with `jit` over a mesh: batches are global arrays, and XLA inserts the communication.
 
-    Parameters that are split along "fsdp" are gathered at the start of a step; the gradients are scattered at
-    its end. Devices along both axes work on different rows, so that splitting saves memory and repeats no
-    work (fully sharded data parallelism: Rajbhandari et al. 2020, "ZeRO").
+    Parameters sharded along "fsdp" are gathered at the start of a step, and gradients are scattered at its
+    end. Devices along both axes process different rows, so sharding saves memory without redundant work
+    (fully sharded data parallelism: Rajbhandari et al. 2020, "ZeRO").
 
     Attributes:
-      kind: Its name in `config.parallel`.
-      axis_name: The mapped axis over which a step sees batches split, or None where they are whole.
+      kind: Name in `config.parallel`.
+      axis_name: Mapped axis over which batches are split in a step, or None if they are global arrays.
       mesh: Devices with the axes "data" and "fsdp".
     """
 
@@ -36,46 +36,46 @@ class Parallel:
         self._whole = NamedSharding(mesh, PartitionSpec())
 
     def gather(self, params: Any) -> Any:
-        """Make parameters whole on every device, to compute with."""
+        """Gather complete parameters on every device for computation."""
         return jax.lax.with_sharding_constraint(params, self._whole) if self._split else params
 
     def scatter(self, gradients: Any) -> Any:
-        """Sum gradients over the devices as far as the state is split, and place them as it is."""
+        """Sum gradients over the devices and shard them like the state, if it is sharded."""
         if not self._split:
             return gradients
-        # Summed whole, then split: asked for parts alone, XLA sends the rows of a batch to the device of
-        # the words that they look up. GPUs and TPUs make one reduce-scatter of the two.
+        # All-reduce, then shard: if constrained to shards directly, XLA sends the rows of a batch to the
+        # devices that hold their embeddings. GPUs and TPUs fuse both operations to a reduce-scatter.
         gradients = jax.lax.with_sharding_constraint(gradients, self._whole)
         return jax.lax.with_sharding_constraint(gradients, sharding.parameter_shardings(gradients, self.mesh))
 
     def mean(self, tree: Any) -> Any:
-        """Average means over a device's rows to means over the batch."""
+        """Average the means over each device's rows to means over the batch."""
         return tree
 
     def compile(self, step: Callable, state: Any) -> Any:
-        """Return a compiled step whose state, of the shapes of `state`, is donated and stays in place."""
+        """Return a compiled step that donates its state, which has the shapes of `state`."""
         shardings = sharding.parameter_shardings(state, self.mesh), self._whole
         return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
     def compile_measure(self, measure: Callable) -> Callable:
-        """Return a compiled `(params, rows) -> [row]`: the values of all rows, known to every process."""
+        """Return a compiled `(params, rows) -> [row]` whose result is replicated to every process."""
 
-        def known(params, rows):
+        def replicated(params, rows):
             return jax.lax.with_sharding_constraint(measure(self.gather(params), rows), self._whole)
 
-        return jax.jit(known)
+        return jax.jit(replicated)
 
     def rows(self, batch: Any) -> Any:
-        """Place this process's rows of a global batch as the step takes them."""
+        """Shard this process's rows of a global batch for the step."""
         return sharding.shard_batch(batch, self.mesh)
 
     def scalar(self, value: float) -> jax.Array:
-        """Return a float32 scalar of the state, the same in every process."""
+        """Return a replicated float32 scalar for the state."""
         return jax.make_array_from_callback((), self._whole, lambda _: np.float32(value))
 
 
 class PmapParallel(Parallel):
-    """`pmap`: every device runs the step on its rows `[device, row, …]`, with all parameters."""
+    """Parallelism with `pmap`: each device holds all parameters and runs the step on `[device, row, …]`."""
 
     kind: ParallelKind = "pmap"
     axis_name = "batch"
@@ -87,7 +87,7 @@ class PmapParallel(Parallel):
                 f"must be 1, not {mesh.shape['fsdp']}, or config.parallel 'jit'.",
                 known_to_all=True,
             )
-        # `pmap` takes the devices of a process side by side; a mesh follows the wires of a TPU slice.
+        # `pmap` needs the devices of a process to be contiguous; a mesh follows the topology of a TPU slice.
         devices = np.array(sharding.by_process(mesh.devices.flat)).reshape(mesh.devices.shape)
         super().__init__(Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types))
 
@@ -102,10 +102,10 @@ class PmapParallel(Parallel):
         return self._pmap(step, (None, None, 0), donate_argnums=0)
 
     def compile_measure(self, measure: Callable) -> Callable:  # noqa: D102
-        def known(params, rows):
+        def gathered(params, rows):
             return jax.lax.all_gather(measure(params, rows), self.axis_name, tiled=True)
 
-        return self._pmap(known, (None, 0))
+        return self._pmap(gathered, (None, 0))
 
     def rows(self, batch: Any) -> Any:  # noqa: D102
         devices = len(self.mesh.local_devices)
@@ -116,9 +116,9 @@ class PmapParallel(Parallel):
 
 
 def make_parallel(mesh: Mesh, kind: ParallelKind) -> Parallel:
-    """Return the way to run steps on a mesh that `config.parallel` names.
+    """Return the kind of parallelism named by `config.parallel`, on a mesh.
 
     Raises:
-      UserError: It is "pmap", and the axis "fsdp" is not of size 1.
+      UserError: The kind is "pmap", but the size of the axis "fsdp" is not 1.
     """
     return PmapParallel(mesh) if kind == "pmap" else Parallel(mesh)

@@ -1,4 +1,4 @@
-"""Means over batches at the original weights, and the weights that `saliency` selects."""
+"""Means over batches at the original weights, and selection of salient weights."""
 
 import contextlib
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from l2l_jax.utils.multihost import to_host
 if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
-BATCHES = 16  # batches over which the forget gradient is averaged; each costs a step
+BATCHES = 16  # number of batches to average the forget gradient over; each costs as much as a step
 
 
 def salient_weights(training: "Training", *, seed: int) -> Params:
-    """Return a tree of bools for the trained parts, on the host: True for the weights that may change.
+    """Return boolean masks for the trained parts, on the host: True for the weights that may change.
 
-    These are a share of `objective.saliency`, by the size of the forget loss's gradient at the original
-    weights.
+    These are the share `objective.saliency` of weights with the largest gradients of the forget loss, at the
+    original weights.
     """
     objective = training.objective
     trained = {part: training.run.params[part] for part in objective.trained}
@@ -40,8 +40,8 @@ def mean_over_batches(
 ) -> Callable[[Any], Params]:
     """Return `argument -> mean over batches of compute(trained, frozen, rows, argument)`, on the host.
 
-    Results have the shapes of `trained`. The batches are those of the first steps, with the keys of these
-    steps, read by an iterator of their own at the first call; the argument is a tree of host arrays.
+    Results have the shapes of `trained`. The batches and random keys are those of the first steps; they are
+    read by a separate iterator at the first call. The argument is a tree of host arrays.
     """
     run, objective, parallel = training.run, training.objective, training.parallel
     read: list[Any] = []
@@ -62,7 +62,7 @@ def mean_over_batches(
 
     def mean(argument: Any) -> Params:
         zeros = jax.tree.map(np.zeros_like, trained)
-        # The number is placed as well: from elsewhere than where a step leaves it, a step is compiled twice.
+        # The number is placed as well: if its sharding differed from a step's output, it would compile twice.
         state = sharding.place((np.zeros((), np.int32), trained, argument, zeros), parallel.mesh)
         if not read:
             compiled.append(parallel.compile(add, state))

@@ -10,22 +10,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.errors import UserError
 
-# Elements from which an array is split over the axis "fsdp"; smaller ones are whole on every device
+# Minimum number of elements to shard an array along "fsdp"; smaller arrays are replicated
 SHARDED_FROM = 4096
-# Rows of a batch are split over all devices, whichever axis they are on
+# Rows of a batch are sharded over all devices along both axes
 ROWS = PartitionSpec(("data", "fsdp"))
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the two axes of the mesh of devices; their product is the number of devices.
+    """Sizes of the two axes of the device mesh; their product is the number of devices.
 
-    A batch is split over both axes. Along "data" every device has all parameters; along "fsdp" they are
-    split, with their optimizer state and moving average.
+    A batch is sharded over both axes. Along "data", parameters are replicated; along "fsdp", they are
+    sharded, together with their optimizer state and moving average.
 
     Attributes:
-      data: Devices along "data"; -1: all that the other axis leaves.
-      fsdp: Devices along "fsdp"; -1: all that the other axis leaves.
+      data: Number of devices along "data"; -1 for all that remain.
+      fsdp: Number of devices along "fsdp"; -1 for all that remain.
     """
 
     data: int = -1
@@ -40,10 +40,10 @@ class MeshConfig:
 
 
 def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None = None) -> Mesh:
-    """Make a mesh ("data", "fsdp") of the sizes in `config` over `devices`, by default all of them.
+    """Create a mesh ("data", "fsdp") of the sizes in `config` over `devices`, by default all devices.
 
     Raises:
-      UserError: The sizes do not give the number of devices.
+      UserError: The product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     config = MeshConfig() if config is None else config
@@ -53,36 +53,36 @@ def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None
     fsdp = count // data if fsdp == -1 and data else fsdp
     if data * fsdp != count:
         raise UserError(
-            f"config.mesh asks for data={config.data} times fsdp={config.fsdp} devices, and there are "
-            f"{count}: the product must be {count}; -1 stands for what the other axis leaves.",
+            f"config.mesh asks for data={config.data} times fsdp={config.fsdp} devices, but there are "
+            f"{count}: the product must be {count}; -1 stands for all that remain.",
             known_to_all=True,
         )
-    # Auto, not Explicit: look-ups of a sharded index in a replicated table need it.
+    # Auto, not Explicit, because lookups of sharded indices in a replicated table require it.
     axis_types = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=devices)
 
 
 def by_process(devices: Iterable[jax.Device]) -> list[jax.Device]:
-    """Sort devices by process; those of a process keep their order."""
+    """Sort devices by process, in their original order within a process."""
     return sorted(devices, key=lambda device: device.process_index)
 
 
 def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> None:
-    """Raise a UserError unless `parts` equal parts of a batch split evenly over the mesh."""
+    """Raise a UserError unless each of `parts` equal parts of a batch can be split evenly over the mesh."""
     if batch_size % (mesh.size * parts):
         raise UserError(
             f"{field} is {batch_size}, which is not a multiple of {mesh.size * parts}: {mesh.size} devices "
-            f"times {parts} accumulated parts.",
+            f"times {parts} microbatches.",
             known_to_all=True,
         )
 
 
 def parameter_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
-    """Return how an array of the state is split over the `ways` devices along "fsdp".
+    """Return the partition of an array of the state over the `ways` devices along "fsdp".
 
-    The longest axis that `ways` divides is split, of equal ones the last. An array without such an axis, or
-    of fewer than `SHARDED_FROM` elements, is whole on every device. Only the shape counts, so that optimizer
-    moments and averages are split as their parameters are.
+    The longest axis divisible by `ways` is sharded; among axes of equal length, the last one. Arrays without
+    such an axis or with fewer than `SHARDED_FROM` elements are replicated. The partition depends only on the
+    shape, so optimizer moments and averages are sharded like their parameters.
     """
     axes = [axis for axis, size in enumerate(shape) if size % ways == 0]
     if ways == 1 or not axes or math.prod(shape) < SHARDED_FROM:
@@ -98,27 +98,27 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-    """Return shapes, types and shardings of a tree of arrays or shapes."""
+    """Return the shapes, dtypes and shardings of a tree of arrays or shapes."""
 
-    def leaf(x, where):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    def leaf(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(leaf, tree, parameter_shardings(tree, mesh))
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """Put parameters or other arrays of the state on the devices."""
+    """Transfer parameters or other arrays of the state to the devices."""
     return jax.device_put(tree, parameter_shardings(tree, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Split this process's rows of a global batch over its devices along the first axis."""
+    """Shard this process's rows of a global batch over its devices along the first axis."""
     sharding = NamedSharding(mesh, ROWS)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def device_bytes(tree: Any, devices: int) -> int:
-    """Return the bytes of arrays on one device; those without a sharding are split over all devices."""
+    """Return the bytes of arrays on one device; arrays without a sharding are split over all devices."""
 
     def size(x: Any) -> int:
         if x.sharding is None:

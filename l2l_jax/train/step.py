@@ -1,4 +1,4 @@
-"""One optimizer step as a pure function, and the state that it changes."""
+"""An optimizer step as a pure function, and the training state."""
 
 import functools
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from l2l_jax.train.parallel import Parallel
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes while training; only trained parts are here."""
+    """The training state, which holds only trained parts."""
 
-    step: jax.Array  # int32 scalar, optimizer steps done
+    step: jax.Array  # int32 scalar, number of completed optimizer steps
     params: Params  # trained parts, float32
     opt_state: Any  # optax state of the trained parts
     ema: Params | None  # moving average of `params`, or None
-    alpha: jax.Array  # float32 scalar, weight of the forget term; a retain budget moves it between steps
-    # Bools of the shapes of `params`: True for the weights that may change; None: all may
+    alpha: jax.Array  # float32 scalar, weight of the forget term; a retain budget adapts it between steps
+    # Boolean masks of the shapes of `params`: True for the weights that may change; None: all may change
     mask: Params | None = None
 
     @property
     def result(self) -> Params:
-        """Parameters to use afterwards: the average, if there is one."""
+        """Return the parameters to use after training: the moving average, if there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -52,7 +52,7 @@ def create_state(
 def abstract_state(
     params: Params, optimizer: Optimizer, mesh: Mesh, *, ema: bool, mask: Params | None = None
 ) -> TrainState:
-    """Return shapes, types and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
+    """Return shapes, dtypes and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
     create = functools.partial(create_state, optimizer=optimizer, ema=ema)
     return sharding.abstract(jax.eval_shape(create, params, mask=mask), mesh)
 
@@ -66,7 +66,7 @@ def placed_state(
     alpha: float = 0.0,
     mask: Params | None = None,
 ) -> TrainState:
-    """Return the state before the first step on the devices, with copies of `params`: it may be donated."""
+    """Return the initial state on the devices; it holds copies of `params`, so it can be donated."""
     arrays = (*sharding.place((params, mask), mesh), jnp.float32(alpha))
     return _placed_state(*arrays, optimizer=optimizer, mesh=mesh, ema=ema)
 
@@ -78,7 +78,7 @@ def _placed_state(params, mask, alpha, *, optimizer, mesh, ema):
 
 
 def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
-    """Scale the uint8 arrays of a tree to `value_range` in float32; leave the others as they are."""
+    """Scale the uint8 arrays of a tree to `value_range` in float32; leave other arrays unchanged."""
     low, high = value_range
 
     def leaf(x):
@@ -100,27 +100,27 @@ def make_step(
 ) -> Step:
     """Return the step function of an objective, for `parallel.compile`.
 
-    The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
-    uninterrupted one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go
-    through loss and gradient in that many interleaved parts.
+    The key of a step is `seed` with the step number folded in, so a resumed run is identical to an
+    uninterrupted run. With `config.accumulate` > 1, the whole batch is drawn and corrupted at once; loss and
+    gradient are then computed on that many interleaved parts of its rows.
 
     Args:
-      objective: What to train.
-      optimizer: Turns gradients into updates.
-      config: Accumulation, moving average, and the schedule for the metrics.
-      parallel: What devices exchange.
+      objective: Training objective.
+      optimizer: Optimizer that turns gradients into updates.
+      config: Config of the accumulation, the moving average, and the schedule for the metrics.
+      parallel: Communication between devices.
       seed: Random seed.
-      value_range: Range that uint8 images are brought to; others come in the model's range.
+      value_range: Range to which uint8 images are scaled; other images are in the model's range.
 
     Returns:
       A `Step`; its metrics are "loss", the objective's terms, "grad_norm" (before clipping) and the
-      "learning_rate" of this update.
+      "learning_rate" of the update.
     """
     schedule = learning_rate_schedule(config)
 
     def step(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        # Cast before they are gathered: half the bytes cross the network.
+        # Cast before gathering, which halves the communicated bytes.
         trained, frozen = parallel.gather((objective.cast(state.params), objective.cast(frozen)))
         inputs = objective.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
@@ -148,15 +148,16 @@ def make_step(
 
 
 def _where(mask: Params | None, new: Params, old: Params) -> Params:
-    """Return `new` where weights may change, `old` elsewhere: decay and rounding would change them."""
+    """Return `new` where weights may change, otherwise `old`, which decay and rounding would change."""
     return new if mask is None else jax.tree.map(jnp.where, mask, new, old)
 
 
 def accumulated(grad_fn: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
     """Return the mean of `grad_fn` over `parts` interleaved parts of the rows.
 
-    Row i goes to part i mod parts: a batch sharded over devices stays evenly sharded in each part.
-    `optax.microbatching` splits alike, but refuses sets of different sizes, as "undo" has (`forget_every`).
+    Row i is in part i mod parts, so each part of a sharded batch is evenly sharded over the devices.
+    `optax.microbatching` splits in the same way but does not support sets of different sizes, as in "undo"
+    (`forget_every`).
     """
     if parts == 1:
         return grad_fn(inputs)

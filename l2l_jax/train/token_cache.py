@@ -1,9 +1,9 @@
-"""Codes computed once: what frozen parts, such as a tokenizer, make of images and noise before unlearning.
+"""A cache of codes of images and noise, computed by frozen parts such as a tokenizer before unlearning.
 
-The same pixels give the same codes in every epoch; where codes hold draws of T, the same draws, too. Codes
-kept in the workdir take the place of the noise alone, or of the images as well, after which training reads no
-pixels and holds no tokenizer. With as many views as the run has epochs, and as many noise images as it shows,
-the run is that without a cache, number for number.
+The same pixels give the same codes in every epoch and, if codes include draws of T, the same draws. Codes in
+the workdir replace only the noise, or also the images; in the latter case, training neither reads pixels nor
+loads the tokenizer. With as many views as the run has epochs, and as many noise images as it uses, the run is
+numerically identical to one without a cache.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from l2l_jax.utils.progress import Progress
 from l2l_jax.utils.stopping import stop_request
 
 logger = logging.getLogger(__name__)
-NOTE_EVERY = 16  # global batches after which it is noted how far the cache is filled
+NOTE_EVERY = 16  # number of global batches after which the progress of filling the cache is stored
 DONE = "batches"
 
 
 class Codes:
-    """Codes of a set, `[view, image, …]`, in a file that is read and written in place.
+    """Codes of a set, `[view, image, …]`, in a memory-mapped file.
 
-    Position p of a set's stream shows the image that `order` has there, in the view of its epoch; when all
-    views have been shown, the first one comes again.
+    Position p of a set's stream holds the image at position p of `order`, in the view of its epoch. After all
+    views, the first view is used again.
     """
 
     def __init__(self, path: pathlib.Path, order: EpochOrder, views: int, code: jax.ShapeDtypeStruct):
@@ -49,11 +49,11 @@ class Codes:
         self.positions = views * order.count
 
     def create(self) -> None:
-        """Write the file with zeros."""
+        """Create the file, filled with zeros."""
         np.lib.format.open_memmap(self.path, "w+", self.dtype, self.shape).flush()
 
     def write(self, positions: np.ndarray, codes: np.ndarray) -> None:
-        """Write the codes `[position, …]` of the first round; leave out those of later ones."""
+        """Write the codes `[position, …]` of the first pass over all views; ignore later positions."""
         first = positions < self.positions
         views, indices = self.order(positions[first])
         file = np.lib.format.open_memmap(self.path, "r+")
@@ -61,7 +61,7 @@ class Codes:
         file.flush()
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """Read codes `[position, …]`."""
+        """Read the codes `[position, …]` at the given positions."""
         epochs, indices = self.order(positions)
         return self._file[epochs % self.views, indices]
 
@@ -71,7 +71,7 @@ class Codes:
 
 
 def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) -> Objective:
-    """Return an objective for batches of codes of `sets`: without pixels it needs no `precompute_parts`."""
+    """Return an objective for batches of codes of `sets`; `precompute_parts` are needed only for pixels."""
     if not set(objective.sets) <= set(sets):
         return objective
     frozen = tuple(part for part in objective.frozen if part not in model.precompute_parts)
@@ -80,9 +80,9 @@ def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) 
 
 @dataclasses.dataclass(frozen=True)
 class CachedBatches:
-    """Like `TrainingBatches`, with codes `[row, …]` for the cached sets.
+    """Batches like `TrainingBatches`, with codes `[row, …]` for the cached sets.
 
-    Pixels are read only for sets without codes. "noise" replaces what the teacher is shown for forget images.
+    Pixels are read only for sets without codes. "noise" replaces the teacher's noise for forget images.
     """
 
     images: TrainingBatches
@@ -90,7 +90,7 @@ class CachedBatches:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Range of the pixels."""
+        """Return the range of the pixels."""
         return self.images.value_range
 
     def __iter__(self) -> "CachedIterator":
@@ -98,7 +98,7 @@ class CachedBatches:
 
 
 class CachedIterator:
-    """Iterates over `CachedBatches`; its state is that of `BatchIterator`."""
+    """An iterator over `CachedBatches`, with the same state as `BatchIterator`."""
 
     def __init__(self, batches: CachedBatches):
         images = batches.images
@@ -117,17 +117,17 @@ class CachedIterator:
         return {**batch, **{name: codes.read(positions) for name, codes in self._codes.items()}}
 
     def get_state(self) -> dict[str, Any]:
-        """Return the JSON-able state, which is the same in every process."""
+        """Return the JSON-serializable state, which is the same in every process."""
         return {"batches": self._taken, "processes": self._processes}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from another iterator's `get_state`, of however many processes."""
+        """Restore the state from `get_state` of an iterator with any number of processes."""
         self._taken = state["batches"]
         if self._pixels is not None:
             self._pixels.set_state(state)
 
     def close(self) -> None:
-        """End threads and processes that read pixels."""
+        """Stop the threads and processes that read pixels."""
         if self._pixels is not None:
             self._pixels.close()
 
@@ -142,17 +142,17 @@ def open_token_cache(
     seed: int,
     mesh: Mesh,
 ) -> CachedBatches:
-    """Compute the codes that are missing in `folder`, which all hosts share, and return batches of them.
+    """Compute the codes that are missing in `folder`, which all hosts share, and return batches of codes.
 
-    View v of an image is the crop that it has in epoch v of `images`. Noise image i is the one that a run
-    without a cache would show at its place in the stream, with the statistics of its batch and the seed of
-    the training steps. Draws of T are those that the step of an image makes the first time.
+    View v of an image is its crop in epoch v of `images`. Noise image i is the one that a run without a cache
+    would use at this position in the stream, with the statistics of its batch and the seed of the training
+    steps. Draws of T are those of the first step that uses an image.
 
     Raises:
-      Interrupted: A signal arrived in some process; what is computed is kept.
+      Interrupted: A signal arrived in some process; computed codes are stored.
       UserError: Images cannot be read.
     """
-    assert model.code is not None  # the config was checked
+    assert model.code is not None  # ensured by the config's validation
     noise = config.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise
     views = config.token_bank
     orders = {name: (order, views) for name, order in images.orders.items() if views}
@@ -184,7 +184,7 @@ def open_token_cache(
 
 
 def _begun(cache: ResultCache, codes: Mapping[str, Codes]) -> int:
-    """Return the number of batches that are computed; create the files before the first one."""
+    """Return the number of finished batches; create the files before the first batch."""
     done = cache.get(DONE) or 0
     if not done:
         for one in codes.values():
@@ -208,7 +208,7 @@ def _total(batches: CachedBatches) -> int:
 
 
 def _fill(batches: CachedBatches, cache: ResultCache, done: int, program: Any, mesh: Mesh) -> None:
-    """Compute the batches from `done` on; each is written while the devices work on the next one."""
+    """Compute the batches from `done` on; each is written while the devices compute the next one."""
     total, size = _total(batches), batches.images.batch_size
     with (
         stop_request() as stop,
@@ -227,8 +227,8 @@ def _fill(batches: CachedBatches, cache: ResultCache, done: int, program: Any, m
             host = to_host(current)
             signal_number = stop.agreed()
             if is_primary():
-                for name, found in host.items():
-                    batches.codes[name].write(number * size + np.arange(size), found)
+                for name, codes in host.items():
+                    batches.codes[name].write(number * size + np.arange(size), codes)
             progress.update()
             if signal_number is not None or (number + 1) % NOTE_EVERY == 0 or number + 1 == total:
                 on_primary(functools.partial(cache.put, DONE, number + 1))

@@ -1,4 +1,4 @@
-"""The config of unlearning."""
+"""Config of unlearning."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,39 +20,41 @@ def _budget(given: object) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class UnlearningConfig(TrainingConfig):
-    """Settings of unlearning: the fields of `TrainingConfig` and these.
+    """Settings of unlearning, in addition to the fields of `TrainingConfig`.
 
     Attributes:
       method: Name of a registered method. Its options are the section of that name, such as
         `config.unlearn.undo`.
       alpha: Weight of the forget term; 0.25 in the paper.
-      retain_budget: Largest masked MSE on retain validation images, relative to the original model's, such as
-        1.1. The weight of the forget term then starts at alpha and follows the budget, and the best model
-        inside the budget is kept (see docs/guides). None or 0: alpha is fixed and the last model is kept.
-      first_cycle: Steps of the first of several cycles, each twice as long as the one before, in which the
-        learning rate rises and falls (Loshchilov & Hutter 2017, "SGDR"). A run with a retain budget ends with
-        the first cycle after which the budget is met and the forget error has settled, at the latest after
-        `steps`; one without, after the first cycle. 0: one cycle of all steps, as if `steps` alone is given.
-      budget_original: Model that errors are relative to and that is imitated on retain images, as in
-        `config.model.pretrained`. Empty: the model that is unlearned; if that was itself unlearned, the first
-        of its line.
-      budget_every: Steps between measurements of the budget.
-      budget_images: Validation images of each set that are measured; fewer if there are not so many.
-      budget_rate: Speed of the weight: an error one percent beside the budget changes it by about as many
-        percent.
-      token_bank: Augmented views of each image whose codes are computed before the first step, for methods
-        that show noise to a teacher on models with a tokenizer or VAE; no pixels are read afterwards. 0:
-        codes are computed in every step. See `l2l_jax.train.token_cache`.
+      retain_budget: Largest masked MSE on retain validation images, relative to the original model, such as
+        1.1. The weight of the forget term then starts at alpha and adapts to the budget, and the best model
+        within the budget is kept (see docs/guides). None or 0: alpha is fixed and the last model is kept.
+      first_cycle: Number of steps of the first of several learning rate cycles, each twice as long as the
+        previous one (Loshchilov & Hutter 2017, "SGDR"). A run with a retain budget ends with the first cycle
+        after which the budget is met and the forget error has settled, at the latest after `steps`; a run
+        without a budget ends after the first cycle. 0 is a single cycle of all steps, as when only `steps` is
+        given.
+      budget_original: Reference model for errors, which is also imitated on retain images, as in
+        `config.model.pretrained`. Empty for the model being unlearned or, if that was itself unlearned, the
+        first original model of the sequence.
+      budget_every: Number of steps between measurements of the budget.
+      budget_images: Maximum number of validation images per set to measure.
+      budget_rate: Rate of change of the weight: an error that is off the budget by one percent changes the
+        weight by about this many percent.
+      token_bank: Number of augmented views per image whose codes are computed before the first step, for
+        methods with noise inputs of a teacher on models with a tokenizer or VAE; training then reads no
+        pixels. 0: codes are computed in every step. See `l2l_jax.train.token_cache`.
       noise_bank: Number of the teacher's noise images whose codes are computed before the first step;
-        `token_bank` needs it. In latent diffusion each view has its own noise image instead, and this is 0.
-      saliency: Share of the trained weights, those with the largest gradient of the forget loss, that may
-        change; 1: all, see `l2l_jax.methods.restrictions`.
-      saliency_reset: Start from fresh values of these weights.
-      adapter: Small adapter to train beside the original weights: "lora" (low-rank factors of the kernels) or
-        "norms" (scales and biases of norms), see `l2l_jax.models.adapters`; "": train the weights.
+        required by `token_bank`. In latent diffusion, each view has its own noise image instead, and
+        `noise_bank` must be 0.
+      saliency: Share of the trained weights that may change, those with the largest gradients of the forget
+        loss; 1: all weights, see `l2l_jax.methods.restrictions`.
+      saliency_reset: Reinitialize these weights.
+      adapter: Adapter to train while the original weights are fixed: "lora" (low-rank factors of the kernels)
+        or "norms" (scales and biases of norms), see `l2l_jax.models.adapters`; "": train the weights.
       adapter_rank: Rank of "lora".
       adapter_layers: Kernels that "lora" adapts: "all", those of "attention", or "attention+convolution".
-      methods: Options of methods, by name; those that are missing have their defaults.
+      methods: Options of methods by name; missing options have their defaults.
     """
 
     method: str = "encoder"
@@ -78,8 +80,8 @@ class UnlearningConfig(TrainingConfig):
         super().__post_init__()
         if self.retain_budget is not None and not self.weight:
             raise ValueError(
-                f"{self.options.weight_option} gives the weight 0: a retain_budget cannot move a weight of "
-                "forgetting that starts at 0"
+                f"{self.options.weight_option} gives the weight 0: a retain_budget cannot adapt a forget "
+                "weight that starts at 0"
             )
         if self.first_cycle and self.warmup_steps >= self.cycles[0]:
             raise ValueError(
@@ -99,7 +101,7 @@ class UnlearningConfig(TrainingConfig):
 
     @property
     def cycles(self) -> tuple[int, ...]:
-        """Lengths of the cycles in which the learning rate rises and falls; the last one takes the rest."""
+        """Return the lengths of the learning rate cycles; the last cycle takes the remaining steps."""
         lengths: list[int] = []
         length, left = self.first_cycle or self.steps, self.steps
         while left >= length or not lengths:
@@ -109,11 +111,11 @@ class UnlearningConfig(TrainingConfig):
 
     @property
     def options(self) -> Method:
-        """The method and its options."""
+        """Return the method with its options."""
         return self.methods[self.method] if self.method in self.methods else METHODS[self.method]()
 
     def replace(self, **changes: Any) -> "UnlearningConfig":
-        """Return a copy with changed fields, or changed options of its method."""
+        """Return a copy with changed fields or changed options of its method."""
         method = changes.get("method", self.method)
         options = self.methods[method] if method in self.methods else METHODS[method]()
         names = {field.name for field in dataclasses.fields(options)} & changes.keys()
@@ -122,10 +124,10 @@ class UnlearningConfig(TrainingConfig):
         return dataclasses.replace(self, methods=methods, **changes)
 
     def objective(self, model: Model) -> Objective:
-        """Return what a training step does on a model.
+        """Return the objective of a training step on a model.
 
         Raises:
-          ValueError: These settings do not go together on this model.
+          ValueError: The settings are incompatible with each other or with the model.
         """
         if self.token_bank and not self.noise_bank and not model.codes_hold_draws:
             raise ValueError("token_bank needs a noise_bank: if no pixels are read, noise has no statistics")
@@ -138,15 +140,15 @@ class UnlearningConfig(TrainingConfig):
 
     @property
     def batch_parts(self) -> int:
-        """Number of parts of equal size that the rows of a device are split into."""
+        """Return the number of equal parts into which the rows of a device are split."""
         return self.accumulate * self.options.batch_divisor
 
     @property
     def banked(self) -> tuple[str, ...]:
-        """The sets of a batch that are codes from a bank."""
+        """Return the sets of a batch that contain codes from a bank."""
         return ("retain", "forget", "noise") if self.token_bank else ("noise",) if self.noise_bank else ()
 
     @property
     def weight(self) -> float:
-        """The weight of the forget term, at first if there is a budget."""
+        """Return the weight of the forget term, or its initial value with a retain budget."""
         return self.options.initial_weight(self.alpha)

@@ -1,4 +1,4 @@
-"""Masked errors of a model while it is trained, measured on the devices that train it."""
+"""Masked errors of a model during training, measured on the training devices."""
 
 from collections.abc import Mapping
 
@@ -12,18 +12,18 @@ from l2l_jax.train.parallel import Parallel
 
 
 class MaskedErrors:
-    """Mean squared errors in the masked region of the same few images, measured without waiting for them.
+    """Asynchronous measurement of mean squared errors in the masked region of a fixed set of images.
 
-    The images stay on the devices. Every image has its own key, the same each time: two models are compared
-    with the same random draws, and the layout of the devices does not matter.
+    The images stay on the devices. Every image has a fixed key, so models are compared with the same random
+    draws, regardless of the layout of the devices.
 
     Args:
       model: Model, without parameters.
       mask: Bool `[height, width]`, True where pixels are missing.
       images: `[image, height, width, channel]` by set, the same in every process.
-      rows: Images of one compiled call, at most; a multiple of the number of devices.
-      seed: Random seed of sampling.
-      parallel: The devices, and how the step runs on them.
+      rows: Maximum number of images per compiled call; a multiple of the number of devices.
+      seed: Random seed for sampling.
+      parallel: Devices and kind of parallelism.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class MaskedErrors:
         self._chunks = [parallel.rows(chunk) for chunk in _chunks(images, rows, parallel.mesh.size)]
 
     def start(self, params: Params) -> list[jax.Array]:
-        """Start to measure a model on the devices, all parts and any adapter; they may then be donated."""
+        """Dispatch the measurement of a model, given all parts and any adapter, which may then be donated."""
         return [self._measure(params, chunk) for chunk in self._chunks]
 
     def finish(self, started: list[jax.Array]) -> dict[str, np.ndarray]:
-        """Wait for what was started: float64 errors `[image]` by set, the same in every process."""
+        """Wait for a measurement and return float64 errors `[image]` by set, the same in every process."""
         errors = np.concatenate([np.asarray(x, np.float64) for x in jax.device_get(started)])
         ends = np.cumsum(list(self._counts.values()))
         return dict(zip(self._counts, np.split(errors[: ends[-1]], ends[:-1]), strict=True))
 
 
 def _chunks(images: Mapping[str, np.ndarray], rows: int, devices: int) -> list[dict[str, np.ndarray]]:
-    """Split this process's rows of all sets' images into chunks of one size."""
+    """Split this process's rows of the images of all sets into chunks of equal size."""
     joined = np.concatenate(list(images.values()))
     count = -(-len(joined) // rows)
     size = devices * -(-len(joined) // (count * devices))
