@@ -112,7 +112,7 @@ large [os_error_code='EFBIG']"""
         (ValueError(FULL), "The disk is full: /runs/a/20 could"),
         (ValueError(LARGE), "A file is larger than `ulimit -f` or the disk allows: /runs/a/3 could"),
         (OSError(122, "Disk quota exceeded", "runs/a"), "The disk quota is used up: runs/a could"),
-        (PermissionError(13, "Permission denied", "runs/a/b"), r"runs/a/b cannot be made or .* \(Permission"),
+        (PermissionError(13, "Permission denied", "runs/a/b"), r"runs/a/b cannot be .* \(Permission"),
         (PermissionError(13, "Permission denied", "m.pth"), r"m.pth cannot be opened \(Permission denied\)"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Input of the programs from the command line, and what they print."""
+"""Command-line input and console output of the programs."""

@@ -1,4 +1,4 @@
-"""Flags, processes and exit codes of all programs."""
+"""Shared flags, process handling and exit codes of all programs."""
 
 import argparse
 import contextlib
@@ -37,26 +37,26 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics, report. Default: runs/<name of the config>."
 )
 COMPILE_CACHE = flags.DEFINE_bool(
-    "compile_cache", False, "Keep compiled programs in your own cache folder: later runs start sooner."
+    "compile_cache", False, "Store compiled programs in your cache folder, so later runs start faster."
 )
 
-PROCESSES = flags.FlagValues()  # read before the others: they decide who prints the others' mistakes
+PROCESSES = flags.FlagValues()  # parsed first: they determine which process reports errors in other flags
 flags.DEFINE_bool(
     "distributed",
     None,
-    "Whether this is one process of several. Default: as the cluster says, if any.",
+    "Whether this is one of several processes. Default: detected from the cluster, if any.",
     flag_values=PROCESSES,
 )
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.", flag_values=PROCESSES)
 flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=PROCESSES)
 flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", flag_values=PROCESSES)
 flags.DEFINE_integer(
-    "start_timeout", 300, "Seconds for all processes to come together.", lower_bound=1, flag_values=PROCESSES
+    "start_timeout", 300, "Seconds to wait for all processes to start.", lower_bound=1, flag_values=PROCESSES
 )
 flags.DEFINE_integer(
     "heartbeat_timeout",
     60,
-    "Seconds without a sign of life after which a process counts as lost.",
+    "Seconds without a heartbeat after which a process counts as lost.",
     lower_bound=5,
     flag_values=PROCESSES,
 )
@@ -66,7 +66,7 @@ HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are UserErrors; descriptions keep their lines."""
+    """An argument parser that raises UserErrors and keeps the line breaks of descriptions."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
@@ -77,18 +77,18 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpRequested(Exception):
-    """The command line asks for help."""
+    """A request for help on the command line."""
 
 
 def parse_flags(
     argv: Sequence[str], needs_config: Callable[[], bool] = lambda: True
 ) -> tuple[RawConfig, pathlib.Path]:
-    """Return the config and the workdir that the command line asks for.
+    """Return the config and the workdir given on the command line.
 
-    `needs_config` is called after the flags are read; where it is False, a missing config is empty.
+    `needs_config` is called after the flags are parsed; if it returns False, a missing config is empty.
 
     Raises:
-      UserError: An unknown flag, or a config that cannot be read.
+      UserError: A flag is unknown, or the config cannot be read.
     """
     if HELP & set(argv):
         raise HelpRequested
@@ -98,7 +98,7 @@ def parse_flags(
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Let all processes get through this block, or none; with one process, do not import JAX."""
+    """Make the block succeed in all processes or in none; with a single process, do not import JAX."""
     if distributed.place()[1] == 1:
         yield
         return
@@ -117,7 +117,7 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
     if extra:
         raise UserError(f"Unexpected argument {extra[0]!r}: flags start with two dashes.")
     if "://" in (WORKDIR.value or ""):
-        raise UserError(f"--workdir={WORKDIR.value} is no folder of a file system; mount it or name another.")
+        raise UserError(f"--workdir={WORKDIR.value} is not a local folder; mount it or name another folder.")
     if CONFIG.value is not None:
         raw = config_files.read_config(CONFIG.value)
     elif needs_config():
@@ -137,7 +137,7 @@ def _raw_config_of_run() -> RawConfig:
     if WORKDIR.value is None:
         raise UserError(
             "--config is required, for example --config=configs/digits_mae.py; or name the --workdir of an "
-            "earlier run to repeat or continue it."
+            "earlier run to repeat or resume it."
         )
     stored = config_files.stored_config(pathlib.Path(WORKDIR.value))
     if stored is None:
@@ -145,13 +145,13 @@ def _raw_config_of_run() -> RawConfig:
             f"--workdir={WORKDIR.value} holds no earlier run: name a config with --config, such as "
             "--config=configs/digits_mae.py."
         )
-    from l2l_jax.config import upgrade  # imports JAX; not needed where --config is given
+    from l2l_jax.config import upgrade  # imports JAX, which is not needed if --config is given
 
     return upgrade(stored)
 
 
 def workdir_of_flags() -> pathlib.Path | None:
-    """Return the workdir that the flags name, or None if they are not read yet or name none."""
+    """Return the workdir given by the flags, or None if they are not parsed yet or do not name one."""
     if not flags.FLAGS.is_parsed():
         return None
     if WORKDIR.value is not None:
@@ -160,16 +160,16 @@ def workdir_of_flags() -> pathlib.Path | None:
 
 
 def show(text: str) -> None:
-    """Print results, in the primary process alone."""
+    """Print results in the primary process only."""
     if distributed.place()[0] == 0:
         print(text)
 
 
 def load_config(raw: RawConfig) -> "Config":
-    """Start JAX and return the checked config; all processes get it, or none does.
+    """Start JAX and return the validated config; it fails in all processes or in none.
 
     Raises:
-      UserError: A field does not exist or has a wrong value, or JAX finds no device.
+      UserError: A field does not exist or has an invalid value, or JAX finds no device.
     """
     runtime.check_backend()
     runtime.return_memory_after_compiling()
@@ -180,15 +180,15 @@ def load_config(raw: RawConfig) -> "Config":
 
 
 def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Join the other processes of the run, if any, call `program` and turn what it raises into an exit code.
+    """Join the other processes of the run, if any, call `program` and turn exceptions into an exit code.
 
-    `program` is called with `argv` without the flags about processes, and may return an exit code. A process
-    that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if another was lost: the
-    others could not end before it, nor it before them.
+    `program` is called with `argv` without the process flags, and may return an exit code. A process that
+    fails alone exits immediately instead of returning, with code 1, or `distributed.LOST` if another process
+    was lost; otherwise, the processes would wait for each other to exit.
 
     Returns:
-      0, or what `program` returned; 1 for a user's mistake; 128 + signal number if it was asked to stop.
-      Other exceptions pass through: they are bugs, and their traceback is needed.
+      0, or the result of `program`; 1 for a UserError; 128 + signal number if the run was asked to stop.
+      Other exceptions are bugs and are raised with their traceback.
     """
     if not HELP & set(argv):
         runtime.tune_malloc()
@@ -204,7 +204,7 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
 
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Call a command that runs in one process on files that it is given, and return its exit code.
+    """Call a command that runs in a single process on given files, and return its exit code.
 
     `argv` is the command line without the program's name.
     """
@@ -215,16 +215,16 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
         except BrokenPipeError:
             raise
         except OSError as error:
-            sentence = f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
-            raise UserError(explain(error) or sentence) from error
+            message = f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
+            raise UserError(explain(error) or message) from error
 
     return _guard(checked)
 
 
 def _guard(call: Callable[[], int | None]) -> int:
-    """Return the exit code of a call, after a sentence about what it raised."""
+    """Return the exit code of a call, and print a message if it raises an exception."""
     _log_plain_lines()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # with stderr's way to write what a locale cannot encode
+    if isinstance(sys.stdout, io.TextIOWrapper):  # like stderr, escape what the locale cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with raising_signals():
@@ -235,8 +235,8 @@ def _guard(call: Callable[[], int | None]) -> int:
     except (KeyboardInterrupt, Interrupted) as error:
         number = getattr(error, "signal_number", signal.SIGINT)
         done = f"{error}; the state is saved" if isinstance(error, Interrupted) else "stopped"
-        sentence = f"{signal.Signals(number).name}: {done}. Run the same command to resume."
-        _tell(sentence, everyone_knows=isinstance(error, Interrupted))
+        message = f"{signal.Signals(number).name}: {done}. Run the same command to resume."
+        _report(message, known_to_all=isinstance(error, Interrupted))
         return 128 + number
     except Exception as error:
         return _failed(error)
@@ -244,7 +244,7 @@ def _guard(call: Callable[[], int | None]) -> int:
 
 
 def usage(program: Callable) -> str:
-    """Return what `--help` prints: the docstring of the program's module, and the flags of the package."""
+    """Return the text of `--help`: the docstring of the program's module, and the flags of the package."""
     lines = [(inspect.getmodule(program).__doc__ or "").strip(), "", "Flags:"]
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("absl"):
@@ -256,7 +256,7 @@ def usage(program: Callable) -> str:
 
 
 def _join_processes(argv: Sequence[str]) -> list[str]:
-    """Start JAX as one of several processes if the flags or the cluster say so; return the other flags."""
+    """Start JAX as one of several processes if flags or the cluster request it; return the other flags."""
     try:
         rest = PROCESSES(list(argv), known_only=True)
     except flags.Error as error:
@@ -272,37 +272,37 @@ def _join_processes(argv: Sequence[str]) -> list[str]:
 
 
 def _failed(error: Exception) -> int:
-    """Print a sentence about what a program raised and return its exit code; raise it if it is a bug."""
+    """Print a message about an exception and return the exit code; re-raise the exception if it is a bug."""
     several = distributed.place()[1] > 1
-    known = getattr(error, "known_to_all", False)
-    sentence, code = explanation(error, workdir_of_flags())
-    if sentence is None:
-        if not several or known:
+    known_to_all = getattr(error, "known_to_all", False)
+    message, code = explanation(error, workdir_of_flags())
+    if message is None:
+        if not several or known_to_all:
             raise error
         traceback.print_exception(error)
         distributed.end(1)
-    _tell(f"Error: {sentence}", everyone_knows=known)
-    if several and not known:
+    _report(f"Error: {message}", known_to_all=known_to_all)
+    if several and not known_to_all:
         distributed.end(code)
     return code
 
 
-def _tell(message: str, *, everyone_knows: bool) -> None:
-    """Print a line on stderr; what all processes know, one of them prints."""
+def _report(message: str, *, known_to_all: bool) -> None:
+    """Print a line on stderr; if the error is known to all processes, only one of them prints it."""
     index, count = distributed.place()
-    if index == 0 or not everyone_knows:
-        own = f"[process {index} of {count}] " if count > 1 and not everyone_knows else ""
-        with contextlib.suppress(OSError):  # nobody may read it any more
-            print(own + printable_lines(message), file=sys.stderr)
+    if index == 0 or not known_to_all:
+        prefix = f"[process {index} of {count}] " if count > 1 and not known_to_all else ""
+        with contextlib.suppress(OSError):  # stderr may be closed
+            print(prefix + printable_lines(message), file=sys.stderr)
 
 
 def _log_plain_lines() -> None:
-    """Show what this package logs, as plain lines, and nothing that Orbax logs."""
+    """Print the log messages of this package as plain lines, and suppress those of Orbax."""
     handler = LineHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("l2l_jax")
     logger.setLevel(logging.INFO)
     logger.handlers = [handler]
     logger.propagate = False
-    absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of it is raised
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # so is what matters of TensorStore's reads
+    absl_logging.set_verbosity(absl_logging.FATAL)  # relevant errors are raised
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # so are relevant errors of TensorStore's reads

@@ -1,6 +1,6 @@
 """Print a complete config with the documentation of its fields: `l2l-jax config --config=digits_mae`.
 
-Every field can be set with --config.SECTION.FIELD=VALUE, whether or not the config file mentions it. The
+Every field can be set with --config.SECTION.FIELD=VALUE, even if the config file does not mention it. The
 output is YAML.
 """
 
@@ -22,13 +22,13 @@ WIDTH = 100
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the config that the command line asks for."""
+    """Print the config given on the command line."""
     raw, _ = parse_flags(argv)
     print("\n".join(config_lines(load_config(raw))))
 
 
 def config_lines(config: "Config") -> Iterator[str]:
-    """Yield the lines of a YAML file that holds all fields of a config."""
+    """Yield the lines of a YAML file with all fields of a config."""
     from l2l_jax.config import upgrade
 
     docs = _docs(config) | {"unlearn": _docs(config.unlearn)}
@@ -39,7 +39,7 @@ def config_lines(config: "Config") -> Iterator[str]:
 
 
 def _docs(section: Any) -> dict[str, Any]:
-    """Return the descriptions of all fields of a dataclass, and of the dataclasses in it."""
+    """Return the descriptions of all fields of a dataclass and of nested dataclasses."""
     docs: dict[str, Any] = field_docs(type(section))
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)

@@ -1,7 +1,7 @@
 """Evaluate models: `python -m l2l_jax.evaluate --config=configs/vqgan.py --tasks=paper`.
 
-The models are those of a finished run, in its workdir, or those that --config.model.pretrained and
---unlearned name. Two folders of images are compared without any model:
+The models are those of a finished run in its workdir, or those named by --config.model.pretrained and
+--unlearned. To compare two folders of images without a model:
 
     python -m l2l_jax.evaluate --images=RECONSTRUCTIONS --reference=ORIGINALS
 """
@@ -18,21 +18,21 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import check_backend
 
 TASKS = flags.DEFINE_list(
-    "tasks", [], "What is masked, as centre_8,border_3,random_75 or paper; in place of config.evaluate.tasks."
+    "tasks", [], "Masks, e.g. centre_8,border_3,random_75 or paper; overrides config.evaluate.tasks."
 )
 IMAGES = flags.DEFINE_string("images", None, "Folder of reconstructions to compare with --reference.")
 REFERENCE = flags.DEFINE_string("reference", None, "Folder of the originals of --images.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluate what the command line asks for and print tables."""
+    """Evaluate the models or folders given on the command line and print tables."""
     raw, workdir = parse_flags(argv, needs_config=lambda: IMAGES.value is None and REFERENCE.value is None)
     _check_flags()
     if raw and TASKS.value:
         raw = override(raw, {"evaluate.tasks": tuple(TASKS.value)})
     config = load_config(raw) if raw else None
     check_backend()
-    # Imported late, to answer a mistyped flag at once.
+    # Imported late to report a mistyped flag immediately.
     from l2l_jax.evals import tables
     from l2l_jax.experiment.evaluation import evaluate_folders, evaluate_models
 
@@ -52,4 +52,4 @@ def _check_flags() -> None:
     if given and not (len(given) == 2 and all(given)):
         raise UserError("--images=RECONSTRUCTIONS and --reference=ORIGINALS go together: give both.")
     if IMAGES.value is not None and (TASKS.value or UNLEARNED.value):
-        raise UserError("--tasks and --unlearned are about models, and --images compares folders: give one.")
+        raise UserError("--tasks and --unlearned are for models, but --images compares folders: give one.")

@@ -1,12 +1,12 @@
-"""Filter what a served model may show, after FAST (arXiv 2312.14895).
+"""Filter the outputs of a served model, after FAST (arXiv 2312.14895).
 
     l2l-jax filter fit --config=configs/fashion_mae.py --output=filter.safetensors
     l2l-jax filter apply --config=configs/fashion_mae.py --filter=filter.safetensors --input=IN --output=OUT
 
-`fit` measures the filter on test images and, with config.audit.enabled, attacks it; the fields of
-config.filter say how it is made. `apply` copies the images that pass, and writes decisions.csv. A filter that
-reads an encoder is given what the model is given, other filters what the model shows. No filter is
-unlearning: the weights still know.
+`fit` fits the filter configured by config.filter, evaluates it on test images and, with config.audit.enabled,
+attacks it. `apply` copies the images that pass, and writes decisions.csv. The input of a filter with encoder
+features is the model's input; that of other filters is the model's output. A filter is not unlearning: the
+weights still contain the knowledge.
 """
 
 import pathlib
@@ -23,12 +23,12 @@ from l2l_jax.errors import UserError
 flags.DEFINE_string("filter", None, "With apply: file of the filter.")
 flags.DEFINE_string("input", None, "With apply: folder of images.")
 ACTION = flags.DEFINE_enum(
-    "action", "refuse", ["refuse", "blur"], "With apply: leave out what does not pass, or blur it."
+    "action", "refuse", ["refuse", "blur"], "With apply: leave out images that do not pass, or blur them."
 )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Fit or apply a filter and print what came of it."""
+    """Fit or apply a filter and print the results."""
     if HELP & set(argv):
         raise HelpRequested
     command = argv[1] if len(argv) > 1 else ""
@@ -42,15 +42,15 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"`l2l-jax filter {command}` needs --{name}; see --help.")
         paths[name] = pathlib.Path(str(value))
     config, output = load_config(raw), paths["output"]
-    from l2l_jax.experiment import filtering  # late, to answer a mistyped flag at once
+    from l2l_jax.experiment import filtering  # imported late to report a mistyped flag immediately
 
     if command == "fit":
         report = filtering.run_fit(config, workdir, output, UNLEARNED.value)
         show(f"{filtering.format_report(report)}\n\nFilter: {output}")
         return
     counts = filtering.run_apply(config, paths, ACTION.value, workdir, UNLEARNED.value)
-    said = ", ".join(f"{name}: {count}" for name, count in counts.items())
-    show(f"{said}\n\nDecisions: {output / 'decisions.csv'}")
+    text = ", ".join(f"{name}: {count}" for name, count in counts.items())
+    show(f"{text}\n\nDecisions: {output / 'decisions.csv'}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The flag of the programs that look at a model unlearned elsewhere."""
+"""Flag for programs that read a model unlearned in another workdir."""
 
 from absl import flags
 
 UNLEARNED = flags.DEFINE_string(
     "unlearned",
     None,
-    "Folder of the unlearned model, or for evaluating its checkpoint file. Default: the one in the workdir; "
-    "of `filter`, the original model.",
+    "Folder of the unlearned model; for `evaluate`, also a checkpoint file. Default: the one in the workdir; "
+    "for `filter`, the original model.",
 )

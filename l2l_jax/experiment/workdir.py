@@ -156,7 +156,7 @@ class Workdir:
             self._release = claim(self.folder)
         except OSError as error:
             raise UserError(
-                f"--workdir={self.folder} cannot be made or written ({error.strerror}). Choose another one."
+                f"--workdir={self.folder} cannot be created or written ({error.strerror}). Choose another."
             ) from error
         stored, previous = self._read()
         self._record = {"ids": stored.get("ids", {}), "inputs": stored.get("inputs", {})}

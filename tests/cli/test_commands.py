@@ -71,7 +71,7 @@ def test_user_defined_method_has_options_and_documentation(run_here, tmp_path, m
 
 
 PLACE = "{}={}: JAX cannot start there \\("
-VALUE = "The environment variable {} is '{}', which JAX refuses: "
+VALUE = "The environment variable {} is '{}', which JAX rejects: "
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ PATHS = [
     ([*PHOTOS, *NPZ, "--config.data.path=text.txt"], "text.txt cannot be read .*expected a .npz file"),
     ([*PHOTOS, *NPZ, "--config.data.path=words.npz"], "test is <U5; expected true for test images"),
     ([*DIGITS, "--workdir=text.txt"], "--workdir=text.txt is a file; name a folder"),
-    ([*DIGITS, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is no folder of a file system"),
-    ([*DIGITS, "--workdir=/proc/run"], "--workdir=/proc/run cannot be made or written"),
+    ([*DIGITS, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is not a local folder"),
+    ([*DIGITS, "--workdir=/proc/run"], "--workdir=/proc/run cannot be created or written"),
     ([*DIGITS, "--workdir=damaged"], "run.json is damaged"),
     (["--workdir=damaged"], "run.json is damaged .*name the config with --config"),
 ]

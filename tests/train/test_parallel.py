@@ -161,7 +161,7 @@ def test_pmap_orders_devices_by_process():
 
 def test_meshes_of_invalid_sizes_are_rejected():
     for data, model in ((3, -1), (2, 2), (-1, 16)):
-        with pytest.raises(UserError, match=f"data={data} times fsdp={model} devices, and there are 8"):
+        with pytest.raises(UserError, match=f"data={data} times fsdp={model} devices, but there are 8"):
             sharding.make_mesh(config=MeshConfig(data, model))
     assert dict(sharding.make_mesh(config=MeshConfig(2, -1)).shape) == {"data": 2, "fsdp": 4}
     with pytest.raises(UserError, match="config.mesh.fsdp must be 1, not 2"):
