@@ -58,6 +58,6 @@ def test_pretraining_uses_one_set():
     )
     inputs = steps.prepared(objective, TEACHER, {"train": BATCH["retain"]})
     metrics, _ = steps.step(objective, STUDENT, TEACHER, inputs, 0.0)
-    seen = np.asarray(inputs["train"]["seen"], float)
-    error = seen @ STUDENT["encoder"] @ STUDENT["decoder"] - BATCH["retain"].reshape(-1, 12)
+    corrupted = np.asarray(inputs["train"]["corrupted"], float)
+    error = corrupted @ STUDENT["encoder"] @ STUDENT["decoder"] - BATCH["retain"].reshape(-1, 12)
     np.testing.assert_allclose(metrics["loss"], np.square(error).mean(), rtol=1e-5)
