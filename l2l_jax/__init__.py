@@ -1,10 +1,10 @@
 """Machine unlearning for image-to-image generative models, in JAX and Flax.
 
-The losses, for your own training code, need JAX and NumPy only:
+The losses, for your own training code, need only JAX and NumPy:
 
     from l2l_jax import encoder_unlearning_loss, unlearning_inputs, unlearning_loss
 
-A whole run, for a notebook:
+A complete run, for notebooks:
 
     model, params = l2l_jax.load("fashion_mae")
     result = l2l_jax.unlearn(model, params, retain, forget)

@@ -136,8 +136,8 @@ def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
         raise UserError(f"{pretrained}: this is a {own_family} model, but config.model.family is {family}.")
     variants, variant = FAMILIES[family].VARIANTS, str(fields.pop("variant", ""))
     if variant and variant not in variants:
-        known = ", ".join(variants) or "none"
-        raise UserError(f"config.model.variant is {variant!r}; variants of {family}: {known}.")
+        names = ", ".join(variants) or "none"
+        raise UserError(f"config.model.variant is {variant!r}; variants of {family}: {names}.")
     fields = _merged(variants.get(variant, {}), stored, fields)
     unknown = [name for name in hidden if name not in fields]
     if unknown:

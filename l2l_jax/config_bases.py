@@ -102,8 +102,8 @@ def combine(variant: str, *bases: Sections, **variants: Sequence[Sections]) -> C
       UserError: The variant does not exist.
     """
     if variant and variant not in variants:
-        known = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"
-        raise UserError(f"This config has the {known}, and none called {variant!r}.")
+        available = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"
+        raise UserError(f"This config has the {available}, but none called {variant!r}.")
     config: dict[str, Any] = {}
     for sections in (*bases, *variants.get(variant, ())):
         _update(config, sections)

@@ -38,7 +38,7 @@ def test_configs_with_two_methods(name):
     assert config.audit.enabled and config.unlearn.retain_budget is not None
     paper = parse_config(raw_config(f"{name}:encoder")).unlearn
     assert (paper.method, paper.optimizer) == ("encoder", "adamw")
-    with pytest.raises(UserError, match="has the variant encoder, and none called 'redo'"):
+    with pytest.raises(UserError, match="has the variant encoder, but none called 'redo'"):
         raw_config(f"{name}:redo")
 
 

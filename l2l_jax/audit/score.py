@@ -107,7 +107,7 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
         "canaries": canaries,
         "membership": {role: _membership(findings, first) for role, findings in first.items()},
         "residual_knowledge": _residual_knowledge(first),
-        "layers": {role: _layers(found) for role, found in first.items() if "linear_probe" in found},
+        "layers": {role: _layers(own) for role, own in first.items() if "linear_probe" in own},
         "curves": curves,
         "shown_attack": _strongest({name: comparisons[name] for name in curves}),
     }
@@ -281,7 +281,7 @@ def _klom(models: Models, line: Line) -> dict[str, dict[str, list[float | None]]
     return {
         name: {
             role: plain(interval)
-            for role, interval in intervals({r: [*map(errors, found)] for r, found in models.items()}).items()
+            for role, interval in intervals({r: [*map(errors, own)] for r, own in models.items()}).items()
         }
         for name, errors in sets.items()
     }
@@ -320,7 +320,7 @@ def _canaries(models: Models, lines: Sequence[Line]) -> tuple[list[dict], dict[s
     """Return how well models reconstruct marks by line, and comparisons with retrained models by attack."""
     rows, comparisons = [], dict[str | None, Comparison]()
     for line in lines:
-        measured = {role: [_at_least_error(x, line) for x in found] for role, found in models.items()}
+        measured = {role: [_at_least_error(x, line) for x in own] for role, own in models.items()}
         if CANARIES not in measured["unlearned"][0]:
             continue
         sets = {role: [split_sets(x[CANARIES]["score"]) for x in xs] for role, xs in measured.items()}

@@ -44,11 +44,11 @@ class Inpainter:
         self.runner = BatchedRunner(compute, batch_size)
         self.place = self.runner.place
 
-    def masks(self, set_name: str, places: np.ndarray) -> np.ndarray:
+    def masks(self, set_name: str, indices: np.ndarray) -> np.ndarray:
         """Return the masks of images, given their indices in a set, bool `[image, height, width]`."""
         if self.mask is not None:
-            return np.broadcast_to(self.mask, (len(places), *self.mask.shape))
-        return patch_masks(self._visible(set_name, places), self._grid, self._size)
+            return np.broadcast_to(self.mask, (len(indices), *self.mask.shape))
+        return patch_masks(self._visible(set_name, indices), self._grid, self._size)
 
     def masked(self, images: Images, set_name: str) -> np.ndarray:
         """Return the images with gray masked regions."""
@@ -75,11 +75,11 @@ class Inpainter:
             errors.append(metrics.masked_mse(originals.images, inpainted, masks))
         return np.concatenate(errors)
 
-    def _visible(self, set_name: str, places: np.ndarray) -> np.ndarray:
+    def _visible(self, set_name: str, indices: np.ndarray) -> np.ndarray:
         """Return the visible patches `[image, patch]`; empty if all images share a mask."""
         if self.mask is not None:
-            return np.zeros((len(places), 0), np.int32)
-        seeds = ((self._seed, set_number(set_name), int(place)) for place in places)
+            return np.zeros((len(indices), 0), np.int32)
+        seeds = ((self._seed, set_number(set_name), int(index)) for index in indices)
         return self.task.visible_patches(self._grid**2, seeds)
 
 

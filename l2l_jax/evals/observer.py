@@ -58,16 +58,16 @@ class Observer:
         for kind, networks in (("whole", self.networks), (task, masked)):
             _Networks(self.originals, f"{kind}/{set_name}", block, networks).apply(pixels)
         files = [  # such as 00012-cat.png
-            f"{place:05d}-{re.sub(r'[^A-Za-z0-9_]+', '_', str(self.class_names[label]))[:40]}.png"
-            for place, label in zip(good.indices, good.labels, strict=True)
+            f"{index:05d}-{re.sub(r'[^A-Za-z0-9_]+', '_', str(self.class_names[label]))[:40]}.png"
+            for index, label in zip(good.indices, good.labels, strict=True)
         ]
         if self.images is not None:
             folder = self.images / set_name / "original"
             if not _all_there(folder, files):
                 _write_images(folder, files, pixels())
 
-        prefix, places = f"{task}/{set_name}", [int(place) for place in good.indices if place in shown]
-        stamp = [block.digest, places]
+        prefix, examples = f"{task}/{set_name}", [int(index) for index in good.indices if index in shown]
+        stamp = [block.digest, examples]
         stored = model.cache.get(entry(prefix, number), stamp=stamp, members=(WRITTEN,))
         later = _Networks(model.cache, prefix, block, {**self.networks, **masked})
         written = None if self.images is None else self.images / set_name / task / model.name
@@ -88,8 +88,8 @@ class Observer:
             SKIPPED_NAMES: np.array(list(block.skipped), str),
             SKIPPED_REASONS: np.array(list(block.skipped.values()), str),
             WRITTEN: np.array(written is not None),
-            SHOWN_PLACES: np.array(places, int),
-            SHOWN_IMAGES: inpainted[np.isin(good.indices, places)],
+            SHOWN_PLACES: np.array(examples, int),
+            SHOWN_IMAGES: inpainted[np.isin(good.indices, examples)],
         }
         model.cache.put(entry(prefix, number), observed, stamp=stamp)
         later.apply(lambda: inpainted_pixels)

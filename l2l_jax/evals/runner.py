@@ -77,9 +77,9 @@ def set_number(set_name: str) -> int:
 
 def image_rows(images: Images, set_name: str) -> dict[str, np.ndarray]:
     """Return the rows for `per_image`: images, their indices in their set, and the set's number."""
-    places = np.asarray(images.indices, np.int32)
-    sets = np.full(places.shape, set_number(set_name), np.uint32)
-    return {"images": images.images, "places": places, "sets": sets}
+    indices = np.asarray(images.indices, np.int32)
+    sets = np.full(indices.shape, set_number(set_name), np.uint32)
+    return {"images": images.images, "places": indices, "sets": sets}
 
 
 def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:

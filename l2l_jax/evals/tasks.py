@@ -128,9 +128,9 @@ def budget_task(names: Iterable[str]) -> InpaintingTask:
 def _parse(name: str) -> InpaintingTask:
     match = re.fullmatch(r"([a-z]+)_([1-9]\d?)", name)
     if match is None or match[1] not in PARTS:
-        known = ", ".join(f"{kind}_N" for kind in PARTS)
+        kinds = ", ".join(f"{kind}_N" for kind in PARTS)
         raise ValueError(
-            f"there is no task {name!r}; known: {known} (N/16 of the side; border: N/32; random: N % of the "
+            f"there is no task {name!r}; known: {kinds} (N/16 of the side; border: N/32; random: N % of the "
             f"patches), and the groups {', '.join(GROUPS)}"
         )
     return InpaintingTask(match[1], int(match[2]))

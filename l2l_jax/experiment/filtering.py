@@ -150,7 +150,7 @@ class Reader:
 def _open(name: str) -> Any:
     """Return a published network, or raise a UserError with the reason why it is not available."""
     if name not in get_args(NetworkName):
-        raise UserError("config.filter.features is 'classifier': config.evaluate.features must be, too.")
+        raise UserError("config.filter.features 'classifier' needs config.evaluate.features='classifier'.")
     networks, missing = open_networks(EvaluationConfig(networks=(name,)))  # type: ignore[arg-type]
     if name not in networks:
         raise UserError(f"config.filter.features is {name!r}: {next(iter(missing.values()))}.")

@@ -90,7 +90,7 @@ def _join(folder: pathlib.Path, cache: ResultCache, shape: tuple[int, ...], key:
         written = 0
         for number in range(-(-shape[0] // key["batch_size"])):
             images = cache.join([_name(number)], "images")
-            assert images is not None, "all blocks are there"
+            assert images is not None, "all blocks are stored"
             file[written : written + len(images)] = images
             written += len(images)
         file.flush()

@@ -14,7 +14,7 @@ from l2l_jax.utils.batch_axis import deinterleave, interleave
 @register("max_loss")
 @dataclasses.dataclass(frozen=True)
 class MaxLoss(Method):
-    """Raise the model's own training loss on forget images.
+    """Gradient ascent on the model's own training loss of forget images.
 
     Encoder and decoder are trained. The loss has no lower bound: with a large alpha or many steps it
     diverges, which clipping the gradient delays.
@@ -27,7 +27,7 @@ class MaxLoss(Method):
 @register("noisy_label")
 @dataclasses.dataclass(frozen=True)
 class NoisyLabel(Method):
-    """Train forget images toward Gaussian noise.
+    """Training of forget images toward Gaussian noise.
 
     Encoder and decoder are trained. `Model.noisy_truth` defines the noise of a family: a noise image (MAE),
     noise codes (MAGE) or pure noise inside the mask (Palette), with the joint statistics of retain and forget
@@ -41,7 +41,7 @@ class NoisyLabel(Method):
 @register("retain_label")
 @dataclasses.dataclass(frozen=True)
 class RetainLabel(Method):
-    """Train forget images toward the original model's outputs on retain images.
+    """Training of forget images toward the original model's outputs on retain images.
 
     Encoder and decoder are trained. Forget image i is paired with retain image i of the batch. The release
     for MAGE weights both terms by the mask of the retain images, which removes forget images from the loss,
@@ -66,7 +66,7 @@ class RetainLabel(Method):
 @register("random_encoder")
 @dataclasses.dataclass(frozen=True)
 class RandomEncoder(Method):
-    """Move the encoder's features of forget images to Gaussian noise.
+    """Training of the encoder's features of forget images toward Gaussian noise.
 
     The encoder is trained. The noise has the statistics of the original features of retain and forget
     images, as in the release for MAGE; in the release for Palette, the inputs of the original encoder have

@@ -54,7 +54,7 @@ class Constrained:
 @register("epsilon")
 @dataclasses.dataclass(frozen=True)
 class Epsilon(Method):
-    """Minimize the paper's retain term with the forget term bounded by ε.
+    """Minimization of the paper's retain term with the forget term bounded by ε.
 
     Phase I determines the range of ε: phase I-a minimizes the forget term as if it were alone, phase I-b the
     retain term. The forget terms at the ends of both phases are the least and the greatest ε. Phase II is

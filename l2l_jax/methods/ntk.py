@@ -17,7 +17,7 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 @register("ntk")
 @dataclasses.dataclass(frozen=True)
 class Ntk(Method):
-    """Change the weights in one step, from the linearized solution on all images to that on retain images.
+    """A single weight update, from the linearized solution on all images to that on retain images.
 
         w = θ_0 + scale · (w_r − w_c)
         w_c minimizes (1 − q) · L_lin(x_r) + q · L_lin(x_f) + λ/2 ‖w − θ_0‖²

@@ -16,7 +16,7 @@ from l2l_jax.models.base import Model
 @register("relearn_aware")
 @dataclasses.dataclass(frozen=True)
 class RelearnAware(Method):
-    """Forget in a way that survives an attacker's first training steps.
+    """Unlearning that survives an attacker's first training steps.
 
         L(x_r; θ) + alpha · L(x_f, with `target` as the target; θ')
         θ'₀ = θ,  θ'ₖ₊₁ = θ'ₖ − rate · sign(∇L(x_r; θ'ₖ)),  θ' after the last of the attacker's steps

@@ -24,7 +24,7 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 @register("undo")
 @dataclasses.dataclass(frozen=True)
 class Undo(Method):
-    """Perturb the weights, then rebuild the model from retain images.
+    """Perturbation of the weights, then reconstruction of the model from retain images.
 
         start: (1 − p) · θ_0 + p · fresh weights, with a separate p for the encoder
         retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the target)

@@ -12,7 +12,7 @@ from l2l_jax.models.base import Model
 @register("whole")
 @dataclasses.dataclass(frozen=True)
 class Whole(Encoder):
-    """Apply the paper's loss to features and outputs, and train encoder and decoder.
+    """The paper's loss on features and outputs, with encoder and decoder trained.
 
         d(T(x_r), T(x_r)) + alpha · d(T(x_f), T(n)),   d(a, b) = ‖E(a) − E_0(b)‖² + ‖h(a) − h_0(b)‖²
 

@@ -177,7 +177,7 @@ def open_token_cache(
         counts = ", ".join(f"{one.positions:,} codes of {name} images" for name, one in codes.items())
         logger.info("Token cache: %s", counts)
         compute = functools.partial(_precompute, model=model, noise=noise, seed=seed)
-        program = jax.jit(compute, static_argnames="wanted")
+        program = jax.jit(compute, static_argnames="sets")
         placed = jax.device_put(tokenizer, NamedSharding(mesh, PartitionSpec()))
         _fill(batches, cache, done, functools.partial(program, placed), mesh)
     return batches
@@ -192,15 +192,15 @@ def _begun(cache: ResultCache, codes: Mapping[str, Codes]) -> int:
     return done
 
 
-def _precompute(tokenizer, batch, number, wanted, *, model, noise, seed):
-    """Return codes of the `wanted` sets of batch `number`, as that training step computes them."""
+def _precompute(tokenizer, batch, number, sets, *, model, noise, seed):
+    """Return the codes of `sets` of batch `number`, as the training step with this number computes them."""
     rng = jax.random.fold_in(jax.random.key(seed), number)
     pixels, (retain, forget) = scaled_pixels(batch, model.value_range), corruption_keys(rng)
     keys = {"retain": retain, "forget": forget, "noise": forget}
-    if "noise" in wanted:
+    if "noise" in sets:
         span = model.value_range
         pixels["noise"] = batch_noise(pixels["retain"], pixels["forget"], rng, kind=noise, value_range=span)
-    return {name: model.precompute(tokenizer, pixels[name], keys[name]) for name in wanted}
+    return {name: model.precompute(tokenizer, pixels[name], keys[name]) for name in sets}
 
 
 def _total(batches: CachedBatches) -> int:
@@ -218,8 +218,8 @@ def _fill(batches: CachedBatches, cache: ResultCache, done: int, program: Any, m
         iterator.set_state({**iterator.get_state(), "batches": done})
 
         def start(number: int) -> Any:
-            wanted = tuple(name for name, one in batches.codes.items() if number * size < one.positions)
-            return program(sharding.shard_batch(next(iterator), mesh), number, wanted)
+            sets = tuple(name for name, one in batches.codes.items() if number * size < one.positions)
+            return program(sharding.shard_batch(next(iterator), mesh), number, sets)
 
         ahead = start(done)
         for number in range(done, total):

@@ -39,7 +39,7 @@ FLAGS = [
     (["--config=number.py"], "config must be a section with fields, not 3"),
     (["--config=empty.py"], "does not define get_config"),
     (["--config=binary.py"], "binary.py"),
-    (["--config=digits_mae:decoder"], "has the variant encoder, and none called 'decoder'"),
+    (["--config=digits_mae:decoder"], "has the variant encoder, but none called 'decoder'"),
     (["--config=plain.py:large"], "has no variants: leave out :large"),
     ([], "holds no earlier run: name a config with --config"),
     ([*DIGITS, "run"], "Unexpected argument 'run'"),

@@ -27,7 +27,7 @@ def test_config_keeps_forgotten_classes_in_forget():
         "runs/sequence/2/unlearned",
     ]
     assert all(config.unlearn.retain_budget == 1.25 for config in configs)
-    with pytest.raises(UserError, match="has the variants 1, 2, 3, and none called '4'"):
+    with pytest.raises(UserError, match="has the variants 1, 2, 3, but none called '4'"):
         CONFIG("4")
 
 

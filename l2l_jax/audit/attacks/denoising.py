@@ -23,7 +23,7 @@ class _Denoising(Attack):
 @register("partial_denoising")
 @dataclasses.dataclass(frozen=True)
 class PartialDenoising(_Denoising):
-    """Start the reverse process from the noised true image, a hint of decreasing strength.
+    """Reverse diffusion that starts from the noised true image, a hint of decreasing strength.
 
     Attributes:
       starts: Percentages of the sampler's steps to run.
@@ -51,7 +51,7 @@ class PartialDenoising(_Denoising):
 @register("noise_overload")
 @dataclasses.dataclass(frozen=True)
 class NoiseOverload(_Denoising):
-    """Multiply the noise that the sampler adds after each step.
+    """Reverse diffusion with scaled noise after each step.
 
     Attributes:
       scales: Factors; 1 is the stochastic sampler between the same noise levels.

@@ -19,7 +19,7 @@ class _Foreign(SourceConfig):
 @register("foreign_data")
 @dataclasses.dataclass(frozen=True)
 class ForeignData(TrainingAttack):
-    """Train the whole model on images that are neither retained nor forgotten.
+    """Fine-tuning of the whole model on images that are neither retained nor forgotten.
 
     Attributes:
       images: "noise" for generated images with the spectra of photographs; "general" for the training images

@@ -12,7 +12,7 @@ from l2l_jax.models.base import fresh_parts
 @register("fresh_decoder")
 @dataclasses.dataclass(frozen=True)
 class FreshDecoder(TrainingAttack):
-    """Train a new decoder for the frozen encoder, once on retain images and once on all images."""
+    """Training of a new decoder for the frozen encoder, once on retain images and once on all images."""
 
     source = 'the "secondary autoencoder" that reviewers of arXiv 2402.00351 asked for'
     cost = "twice `steps` training steps, without the encoder's backward pass"

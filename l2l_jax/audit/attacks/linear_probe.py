@@ -15,7 +15,7 @@ PENALTY = 0.1  # inverse strength of the probe's L2 penalty
 @register("linear_probe")
 @dataclasses.dataclass(frozen=True)
 class LinearProbe(Attack):
-    """Predict the class of forget images from the encoder's features by a linear classifier.
+    """A linear classifier that predicts the class of forget images from the encoder's features.
 
     With several forget classes, the probe distinguishes between them; with one, between forget and retain
     images. Predictions are averaged over draws of T(x), because single draws would decide close comparisons.

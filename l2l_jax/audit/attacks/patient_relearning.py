@@ -14,7 +14,7 @@ TUNING = "patient_retain_tuning"
 @register("patient_relearning")
 @dataclasses.dataclass(frozen=True)
 class PatientRelearning(TrainingAttack):
-    """Fine-tune the whole model for many steps, on a few forget images among retain images, or on the latter.
+    """Long fine-tuning of the whole model, on a few forget images among retain images or on retain images.
 
     Retain images prevent overfitting. Every run is repeated at several learning rates, and the attacker keeps
     the rate and the step that are best on validation images.

@@ -12,7 +12,7 @@ ENOUGH = 100
 @register("relearning")
 @dataclasses.dataclass(frozen=True)
 class Relearning(TrainingAttack):
-    """Fine-tune the whole model on a few forget images.
+    """Fine-tuning of the whole model on a few forget images.
 
     The effect of a few images depends on the choice of images, so measurements are averaged over draws. Large
     sets vary less: once `ENOUGH` images have been drawn in total, no more sets are drawn.

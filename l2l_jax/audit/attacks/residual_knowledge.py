@@ -12,7 +12,7 @@ from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
 @register("residual_knowledge")
 @dataclasses.dataclass(frozen=True)
 class ResidualKnowledge(Attack):
-    """Reconstruct forget images with small random perturbations of their visible pixels.
+    """Reconstruction of forget images with small random perturbations of their visible pixels.
 
     Residual knowledge is the number of correct reconstructions relative to that of the retrained model. Above
     1, the model knows more about the neighborhood of an image than a model that was not trained on it.

@@ -9,7 +9,7 @@ from l2l_jax.audit.attacks.training import TrainingAttack
 @register("retain_tuning")
 @dataclasses.dataclass(frozen=True)
 class RetainTuning(TrainingAttack):
-    """Fine-tune the whole model on retain images only, without any forget images."""
+    """Fine-tuning of the whole model on retain images only, without any forget images."""
 
     title = "retain images only, {steps} steps"
     source = 'arXiv 2505.22310, "Unlearning\'s Blind Spots"'

@@ -12,7 +12,7 @@ from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
 @register("sampler_search")
 @dataclasses.dataclass(frozen=True)
 class SamplerSearch(Attack):
-    """Keep the draw that best fits pixels or codes next to the mask, which are withheld from the model.
+    """A search for the draw that best fits pixels or codes next to the mask, withheld from the model.
 
     Diffusion models are also attacked by gradient descent on their initial noise.
 

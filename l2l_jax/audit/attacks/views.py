@@ -17,7 +17,7 @@ ROUNDS = 10  # steps of projected gradient descent
 @register("views")
 @dataclasses.dataclass(frozen=True)
 class Views(Attack):
-    """Flip images, add noise, change visible pixels by gradient descent, mask other regions, change prompts.
+    """Flipped images, noise, visible pixels changed by gradient descent, other masks and other prompts.
 
     Attributes:
       pixel_change: Greatest change of a visible pixel by gradient descent, and the standard deviation of

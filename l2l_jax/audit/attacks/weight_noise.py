@@ -12,7 +12,7 @@ from l2l_jax.audit.attacks.training import TrainingAttack
 @register("weight_noise")
 @dataclasses.dataclass(frozen=True)
 class WeightNoise(TrainingAttack):
-    """Add Gaussian noise to every array of encoder and decoder, then fine-tune on retain images only.
+    """Gaussian noise on every array of encoder and decoder, then fine-tuning on retain images only.
 
     Attributes:
       levels: Standard deviations of the noise, in standard deviations of each array; the greatest is used for

@@ -27,7 +27,7 @@ class BlockA(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images to others."""
+        """Apply the block to `[batch, height, width, channel]`."""
         heads = dict(branch1x1=64, branch5x5_1=48, branch3x3dbl_1=64, branch_pool=self.pool_channels)
         straight, wide, deep, pooled = pointwise(x, heads)
         deep = relu(conv(relu(deep), "branch3x3dbl_2", 96, (3, 3), padding=(1, 1)))
@@ -41,7 +41,7 @@ class BlockB(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images to others."""
+        """Apply the block to `[batch, height, width, channel]`."""
         deep = relu(conv(x, "branch3x3dbl_1", 64))
         deep = relu(conv(deep, "branch3x3dbl_2", 96, (3, 3), padding=(1, 1)))
         wide = relu(conv(x, "branch3x3", 384, (3, 3), stride=2))
@@ -56,7 +56,7 @@ class BlockC(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images to others."""
+        """Apply the block to `[batch, height, width, channel]`."""
         heads = dict(branch1x1=192, branch7x7_1=self.channels, branch7x7dbl_1=self.channels, branch_pool=192)
         straight, wide, deep, pooled = pointwise(x, heads)
         wide = relu(_row(relu(wide), "branch7x7_2", self.channels))
@@ -72,7 +72,7 @@ class BlockD(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images to others."""
+        """Apply the block to `[batch, height, width, channel]`."""
         wide, deep = pointwise(x, dict(branch3x3_1=192, branch7x7x3_1=192))
         deep = relu(_row(relu(deep), "branch7x7x3_2", 192))
         deep = relu(_column(deep, "branch7x7x3_3", 192))
@@ -88,7 +88,7 @@ class BlockE(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images to others."""
+        """Apply the block to `[batch, height, width, channel]`."""
         heads = dict(branch1x1=320, branch3x3_1=384, branch3x3dbl_1=448)
         if self.max_pool:
             straight, wide, deep = pointwise(x, heads)

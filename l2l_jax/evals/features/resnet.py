@@ -24,7 +24,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images to others."""
+        """Apply the block to `[batch, height, width, channel]`."""
         wide = 4 * self.channels
         y = relu(conv(x, "conv1", self.channels))
         y = relu(conv(y, "conv2", self.channels, (3, 3), stride=self.stride, padding=(1, 1)))
