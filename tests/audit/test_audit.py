@@ -235,7 +235,7 @@ def test_finished_attacks_are_reused_and_metrics_survive_drawing_errors(audited,
     before = {name: contents(run / name) for name in ("unlearned", "unlearn")}
     monkeypatch.setattr(Trainer, "train", None)  # nothing is trained again
     monkeypatch.setattr(report_files, "draw", lambda *_: 1 / 0)
-    with pytest.raises(UserError, match="cannot be drawn .ZeroDivisionError.*same command tries again"):
+    with pytest.raises(UserError, match="cannot be drawn .ZeroDivisionError.*same command to try again"):
         experiment.audit(settings, run, run / "unlearned")
     again = json.loads((run / "report" / "metrics.json").read_text())
     report = json.loads(json.dumps(report))

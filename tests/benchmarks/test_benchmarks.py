@@ -46,7 +46,7 @@ def test_layouts():
     stage = open_phase(config, "pretrain.model")
     with pytest.raises(UserError, match="'8by1' is neither pmap nor a mesh such as 8x1"):
         parse_layouts(["8by1"], stage)
-    with pytest.raises(UserError, match="data=4 times fsdp=1 devices, and there are 8"):
+    with pytest.raises(UserError, match="data=4 times fsdp=1 devices, but there are 8"):
         parse_layouts(["4x1"], stage)
     assert list(parse_layouts([], stage)) == ["8x1", "4x2", "1x8", "pmap"]
 
