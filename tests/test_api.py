@@ -77,9 +77,9 @@ def test_evaluate_images(model, params):
     images = BRIGHT / np.float32(255)
     np.testing.assert_allclose(inpainted[:, :, 4:], images[:, :, 4:], atol=1e-6)
     mse = np.square(inpainted - images)[:, :, :4].mean((1, 2, 3))
-    found = l2l_jax.evaluate(model, params, BRIGHT, "left_8")
-    assert found["mse"] == pytest.approx(mse.mean(), rel=1e-4)
-    assert found["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-4)
+    result = l2l_jax.evaluate(model, params, BRIGHT, "left_8")
+    assert result["mse"] == pytest.approx(mse.mean(), rel=1e-4)
+    assert result["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-4)
 
 
 def test_audit_from_arrays(model, params, result, tmp_path):

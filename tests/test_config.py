@@ -87,7 +87,7 @@ MISTAKES = [
     ("evaluate.networks", "inception,vgg", "config.evaluate.networks is 'vgg'"),
     ("data.crop", "middle", "config.data.crop is 'middle', .* 'resize', 'centre' or 'random'"),
     ("data.crop_scale", (0.2, 1.5), "config.data.crop_scale is 1.5, .* less than or equal to 1"),
-    ("data.crop_ratio", (2.0, 0.5), "config.data: crop_ratio goes from the least to the greatest"),
+    ("data.crop_ratio", (2.0, 0.5), "config.data: crop_ratio must be .minimum, maximum."),
     ("mesh.fdsp", 2, r"config.mesh.fdsp does not exist. Did you mean config.mesh.fsdp\?"),
     ("mesh.fsdp", 0, "config.mesh: fsdp must be at least 1, or -1, not 0"),
     ("mesh.fsdp", -1, "config.mesh: only one of data and fsdp can be -1"),

@@ -28,7 +28,7 @@ CONFIG = "configs/digits_mae.py"
 
 def commands():
     """Return `{module: [(place, arguments, whether it is only a mention)]}` of all pages and docstrings."""
-    found = collections.defaultdict(list)
+    by_module = collections.defaultdict(list)
     for path in (*PAGES, *SOURCES):
         for match in COMMAND.finditer(path.read_text().replace("\\\\\n", "\\\n")):
             module, name, rest, end = match.groups()
@@ -43,8 +43,8 @@ def commands():
             if "COMMAND" in (name, *words) or "NAME" in words:
                 continue
             module = module or COMMANDS[name][0]
-            found[module].append((f"{path.relative_to(ROOT)}: {match.group(0).strip()}", words))
-    return dict(found)
+            by_module[module].append((f"{path.relative_to(ROOT)}: {match.group(0).strip()}", words))
+    return dict(by_module)
 
 
 FOUND = commands()
@@ -59,7 +59,7 @@ def parsed(module, asked):
 @pytest.mark.parametrize("module", sorted(FOUND))
 def test_documented_commands_are_valid(module):
     """A mention without flags, such as `python -m l2l_jax.weights export`, is accepted with some of them."""
-    asked = [
+    checked = [
         (place, [*words, *more])
         for place, words in FOUND[module]
         for more in (
@@ -67,16 +67,16 @@ def test_documented_commands_are_valid(module):
         )
     ]
     complaints = collections.defaultdict(list)
-    said = parsed(module, [words for _, words in asked])
-    for (place, _), complaint in zip(asked, said, strict=True):
+    answers = parsed(module, [words for _, words in checked])
+    for (place, _), complaint in zip(checked, answers, strict=True):
         complaints[place].append(complaint)
-    refused = {place: said for place, said in complaints.items() if all(said)}
+    refused = {place: answers for place, answers in complaints.items() if all(answers)}
     assert not refused, refused
 
 
 def test_incomplete_command_is_detected():
-    asked = [["FILE"], ["import", "FILE"], ["import", "FILE", "--vqgam=x"]]
-    wrong, right, flag = parsed("l2l_jax.weights", asked)
+    commands_to_check = [["FILE"], ["import", "FILE"], ["import", "FILE", "--vqgam=x"]]
+    wrong, right, flag = parsed("l2l_jax.weights", commands_to_check)
     assert "invalid choice: 'FILE'" in wrong and right == "" and "--vqgam=x" in flag
 
 

@@ -54,12 +54,12 @@ def both(terms):
 def distances(student, teacher, mask=None):
     """Return per-example distances in float64; NaN for fully masked examples."""
     rows = len(jax.tree.leaves(student)[0])
-    found = np.zeros(rows)
+    result = np.zeros(rows)
     for x, y in zip(jax.tree.leaves(student), jax.tree.leaves(teacher), strict=True):
         for row in range(rows):
             square = (x[row].astype(float) - y[row].astype(float)) ** 2
-            found[row] += np.mean(square if mask is None else square[mask[row]])
-    return found
+            result[row] += np.mean(square if mask is None else square[mask[row]])
+    return result
 
 
 @pytest.mark.parametrize("pairs", [TOKENS, MAPS], ids=["tokens", "maps"])
@@ -94,9 +94,9 @@ def test_where_selects_tokens_and_examples():
         return unlearning_loss(student_retain, *rest, alpha=0.5, where=tuple(MASKS.values()))
 
     gradient_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (found, terms), gradient = jax.device_get(gradient_of(broken["retain"][0]))
+    (actual, terms), gradient = jax.device_get(gradient_of(broken["retain"][0]))
     close(both(terms), expected)
-    close(found, expected[0] + 0.5 * expected[1])
+    close(actual, expected[0] + 0.5 * expected[1])
     assert np.all(np.isfinite(gradient)) and np.all((gradient != 0).any(axis=-1) == MASKS["retain"])
 
     rows = np.arange(9) < 7  # the last two only pad the batch
@@ -135,12 +135,12 @@ def test_other_methods():
 def test_mean_over_devices_with_different_counts(check_vma):
     """shard_map with and without its default checks: the mean over all unmasked rows, and its gradient."""
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
-    weights, seen, target = floats(3, 5), floats(8, 3), floats(8, 5)
+    weights, inputs, target = floats(3, 5), floats(8, 3), floats(8, 5)
     rows = np.array([1, 1, 0, 0, 1, 0, 1, 1], bool)
 
-    def step(weights, seen, target, rows):
+    def step(weights, inputs, target, rows):
         def loss(weights):
-            features = seen @ weights
+            features = inputs @ weights
             pairs = (features, target, features, -target)
             return unlearning_loss(*pairs, alpha=0.5, where=(None, rows), axis_name="batch")
 
@@ -149,8 +149,8 @@ def test_mean_over_devices_with_different_counts(check_vma):
 
     split = (P(), P("batch"), P("batch"), P("batch"))
     mapped = jax.shard_map(step, mesh=mesh, in_specs=split, out_specs=P(), check_vma=check_vma)
-    loss, terms, gradient = jax.jit(mapped)(weights, seen, target, rows)
-    w, x, y = weights.astype(float), seen.astype(float), target.astype(float)
+    loss, terms, gradient = jax.jit(mapped)(weights, inputs, target, rows)
+    w, x, y = weights.astype(float), inputs.astype(float), target.astype(float)
     retain, forget = np.square(x @ w - y).mean(), np.square(x @ w + y)[rows].mean()
     close(both(terms), [retain, forget])
     close(loss, retain + 0.5 * forget)

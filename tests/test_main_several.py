@@ -46,10 +46,10 @@ SECTIONS = {
 
 
 def fields(steps, pretrained=""):
-    found = {
+    flags = {
         f"{name}.{field}": value for name, section in SECTIONS.items() for field, value in section.items()
     }
-    return found | {"unlearn.steps": steps, "model.pretrained": str(pretrained)}
+    return flags | {"unlearn.steps": steps, "model.pretrained": str(pretrained)}
 
 
 def program(workdir, steps, pretrained=""):
@@ -176,11 +176,11 @@ def test_parameters_do_not_depend_on_kills(tmp_path):
     assert restarts() == KILLS
     for model in ("pretrained", "unlearned"):
         folders = (run / model / "params" for run in (quiet, workdir))
-        expected, found = (jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder)) for folder in folders)
-        assert len(expected) == len(found) > 10
-        for a, b in zip(expected, found, strict=True):
+        expected, actual = (jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder)) for folder in folders)
+        assert len(expected) == len(actual) > 10
+        for a, b in zip(expected, actual, strict=True):
             np.testing.assert_array_equal(a, b)
-    expected, found = (json.loads((run / "report" / "metrics.json").read_text()) for run in (quiet, workdir))
-    assert found["unlearned"] == expected["unlearned"] and found["original"] == expected["original"]
+    expected, actual = (json.loads((run / "report" / "metrics.json").read_text()) for run in (quiet, workdir))
+    assert actual["unlearned"] == expected["unlearned"] and actual["original"] == expected["original"]
     for stage in ("pretrain/model", "unlearn"):
         assert read_metrics(workdir / stage) == read_metrics(quiet / stage)

@@ -58,14 +58,14 @@ def use_others(installed, site_packages):
 
 def closure(*names):
     """Return the installed packages that `pip install NAMES` would install."""
-    found, queue = set(), list(names)
+    packages, queue = set(), list(names)
     while queue:
         name = canonicalize_name(queue.pop())
-        if name not in found:
-            found.add(name)
+        if name not in packages:
+            packages.add(name)
             needs = (Requirement(text) for text in metadata.requires(name) or ())
             queue += [n.name for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
-    return found
+    return packages
 
 
 def run(command, folder):

@@ -154,5 +154,5 @@ def test_inconsistency_between_processes_is_reported_once(tmp_path):
     assert re.match(pattern, ended[0].errors.splitlines()[-1])
     assert "Error" not in ended[1].errors
     for index in range(2):
-        found = np.load(tmp_path / str(index) / "opened.npz")
-        assert found["networks"] == 0 and "not available" in str(found["missing"])
+        opened = np.load(tmp_path / str(index) / "opened.npz")
+        assert opened["networks"] == 0 and "not available" in str(opened["missing"])

@@ -79,12 +79,12 @@ NORMAL = [("digits_mae", "retain"), ("digits_mae", "forget")]
 def test_metrics_match_the_metadata(name, split, errors):
     """Masked MSE on test images; the retrained model does not reconstruct the forget set."""
     ends = ("", shipped.RETRAINED) if name in WITH_RETRAINED else ("",)
-    found = {end: errors(name, end, split).mean() for end in ends}
-    for end, error in found.items():
+    errors_by_model = {end: errors(name, end, split).mean() for end in ends}
+    for end, error in errors_by_model.items():
         expected = shipped.card(name + end)["test_metrics"][split]["mse"]
         np.testing.assert_allclose(error, expected, rtol=0.02, err_msg=name + end)
     if split == "forget" and name in WITH_RETRAINED:
-        assert found[shipped.RETRAINED] > 1.25 * found[""]
+        assert errors_by_model[shipped.RETRAINED] > 1.25 * errors_by_model[""]
 
 
 # One model in every run, as above
@@ -118,6 +118,6 @@ def test_report_names_the_model_and_unknown_names_are_rejected():
     facts = original_weights(shipped.resolved("digits_mae"))
     assert facts["origin"] == "the shipped model digits_mae" and facts["licence"] == "Apache-2.0"
     assert facts["sha256"] == hashlib.sha256(shipped.resolved("digits_mae").read_bytes()).hexdigest()
-    with pytest.raises(UserError, match="no shipped model 'digits'; there are: digits_diffusion, "):
+    with pytest.raises(UserError, match="no shipped model 'digits'; available: digits_diffusion, "):
         shipped.card("digits")
     assert shipped.resolved("runs/digits_mae/pretrained") == pathlib.Path("runs/digits_mae/pretrained")

@@ -240,8 +240,8 @@ class PrototypeImages(Source):
             raise UserError(f"config.data.prototypes={path} cannot be read ({error}).") from None
         if missing := set(classes) - set(labels.tolist()):
             raise UserError(
-                f"config.data.prototypes={path} has no prototype of the class {min(missing)!r}: it was made "
-                "of other images; name another file."
+                f"config.data.prototypes={path} has no prototype of the class {min(missing)!r}: it was "
+                "created from other images; name another file."
             )
         self.class_names, self._seed = list(classes), seed
         self._prototypes = [images[labels == name] for name in classes]

@@ -47,7 +47,7 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
     def class_id(text: str) -> int:
         if len(alike := normal.get(_normal(text), [])) > 1:
             raise UserError(
-                f"{field}: {len(alike)} classes are called {text!r}, in different spellings of Unicode: "
+                f"{field}: {len(alike)} classes are called {text!r}, in different Unicode forms: "
                 f"{', '.join(ascii(class_names[i]) for i in alike)}. Give them one name, or different ones."
             )
         if alike:
@@ -71,7 +71,7 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
         near = [cases[name] for name in difflib.get_close_matches(text.lower(), cases)]
         examples = ", ".join(map(printable, class_names[:10])) + (", …" if len(class_names) > 10 else "")
         hint = f"nearest: {', '.join(near)}" if near else f"its classes: {examples}"
-        raise UserError(f"{field} names the class {text!r}, which the source lacks; {hint}.")
+        raise UserError(f"{field} names the class {text!r}, which the source does not have; {hint}.")
 
     return list(dict.fromkeys(map(class_id, _expand(wanted, numbers, field, side))))
 

@@ -155,12 +155,12 @@ class DataConfig(SourceConfig, LoadingConfig):
         super().__post_init__()
         if self.prototypes and (self.proxy or self.retain_images != "generated"):
             raise ValueError(
-                "prototypes is what generated retain images start from: set retain_images=generated, and no "
-                "proxy"
+                "prototypes are the starting points of generated retain images: set retain_images=generated, "
+                "and no proxy"
             )
         unused = "which the proxies replace" if self.proxy else "of which none is used with generated ones"
         if (self.proxy or self.retain_images == "generated") and self.retain_ratio != 1:
             raise ValueError(
-                f"retain_ratio {self.retain_ratio:g} is a share of the retain images, {unused}; leave out "
-                "one of the two"
+                f"retain_ratio {self.retain_ratio:g} is a fraction of the retain images, {unused}; "
+                "remove one of the two"
             )

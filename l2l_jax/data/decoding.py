@@ -110,7 +110,7 @@ def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
         image.load()
         return _to_rgb(image, encoded), _orientation_of(image, encoded)
     except UnidentifiedImageError:
-        raise ImageError("no image format that is known") from None
+        raise ImageError("unknown image format") from None
     except (ImageError, MemoryError):
         raise
     except Exception as error:
@@ -119,7 +119,7 @@ def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
 
 def _check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise ImageError(f"{width}×{height} pixels are more than the {MAX_PIXELS:,} that are read")
+        raise ImageError(f"{width}×{height} pixels exceed the limit of {MAX_PIXELS:,}")
 
 
 def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
@@ -135,13 +135,13 @@ def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
     """
     mode, key = image.mode, image.info.get("transparency")
     if mode == "F":
-        raise ImageError("floating-point pixels, of which nobody knows the range")
+        raise ImageError("floating-point pixels, whose range is unknown")
     if mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         tags = getattr(image, "tag_v2", {})  # TIFF only
         bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
         if bits > 16 or values.min() < 0 or values.max() >= 2**bits:
-            raise ImageError("32-bit or signed pixels, of which nobody knows the range")
+            raise ImageError("32-bit or signed pixels, whose range is unknown")
         gray = np.where(values == key, 255, np.rint(values * (255 / (2**bits - 1))))
         if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow handles for 8 bits only
             gray = 255 - gray

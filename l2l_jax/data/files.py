@@ -129,7 +129,7 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
     paths = np.array([os.fsencode(path[len(prefix) :]) for group in listed for path in group], np.bytes_)
     root = top / place
     if not len(paths):
-        hint = f" Passed over: {passed_over}." if passed_over else ""
+        hint = f" Skipped: {passed_over}." if passed_over else ""
         raise UserError(
             f"No images below {root}: it should hold a folder for each class, with files ending in "
             f"{', '.join(SUFFIXES[:2])}, .png, …{hint}"
@@ -211,7 +211,7 @@ def open_csv(config: SourceConfig, split: SplitName) -> Source:
     except csv.Error as error:
         raise UserError(f"{table} is not a table of comma-separated values ({error}).") from error
     if not lines:
-        raise UserError(f"{table} names no image: there is no line after the header.")
+        raise UserError(f"{table} lists no images: there is no line after the header.")
     lines = _without_repetitions(table, root, lines)
     labels = {line.label for line in lines}  # numbers are sorted numerically, before other names
     class_names = sorted(labels, key=lambda x: (False, int(x), "") if x.isdecimal() else (True, 0, x))
@@ -225,7 +225,7 @@ def open_csv(config: SourceConfig, split: SplitName) -> Source:
         chosen = hold_out(ids, config.test_fraction, held=split == "test", names=source.paths)
         hint = "a class needs two images, one of which is held out for testing"
     if not len(chosen):
-        raise UserError(f"{table} names no {split} image: {hint}.")
+        raise UserError(f"{table} lists no {split} image: {hint}.")
     sample = chosen[np.unique(np.linspace(0, len(chosen) - 1, CHECKED_FILES).astype(int))]
     _check_files(table, [(lines[i].number, source.path(i)) for i in sample])
     return Subset(source, chosen)

@@ -103,7 +103,7 @@ class Lister:
         if parts:
             grave = any(word in reason for reason in self._passed for word in ("convert", "link", "special"))
             level = logging.WARNING if grave else logging.INFO
-            log_once(level, f"{self.root}: passed over {'; '.join(parts)}.")
+            log_once(level, f"{self.root}: skipped {'; '.join(parts)}.")
         return "; ".join(parts)
 
     def _below(self, place: str, above: Set[pathlib.Path]) -> Iterator[str]:

@@ -114,7 +114,7 @@ class TrainingBatches:
     ):
         own, left = divmod(batch_size, options.process_count)
         if left:
-            raise ValueError(f"batch_size {batch_size} is no multiple of {options.process_count} processes")
+            raise ValueError(f"batch_size {batch_size} is not divisible by {options.process_count} processes")
         self.batch_size, self.value_range, self.workers = batch_size, value_range, options.workers
         self.rows = range(options.process_index * own, (options.process_index + 1) * own)
         self.reader = Reader(sets.values(), [transforms[name] if transforms else None for name in sets], seed)
@@ -213,7 +213,7 @@ class BatchIterator:
         for name, bad_images in bad.items():
             self._batches.bad_images.record(name, bad_images)
         if images is None:  # `record` counts images of equal names once, so it may not have raised
-            raise UserError("No image could be found that takes the place of those that cannot be decoded.")
+            raise UserError("There is no image to replace those that cannot be decoded.")
         self._taken += 1
         return images
 
@@ -232,8 +232,8 @@ class BatchIterator:
         self._iterator.set_state({"next_index": self._taken})
         if state["processes"] != self._processes:
             logger.info(
-                "The images were read by %d processes and are now read by %d: each takes another slice of "
-                "the batches, whose order stays; it resumes with batch %d.",
+                "The images were read by %d processes and are now read by %d. The order of batches is "
+                "unchanged, but each process reads different slices. The run resumes with batch %d.",
                 *(state["processes"], self._processes, self._taken + 1),
             )
 

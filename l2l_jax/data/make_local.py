@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--test", default=16, type=int, help="test images of each class (%(default)s)")
     args = parser.parse_args(argv[1:])
     if min(args.train, args.test) < 1:
-        parser.error("--train and --test want at least 1 image")
+        parser.error("--train and --test must be at least 1")
     if args.output.exists():
         raise UserError(f"{args.output} exists. Choose another --output, or delete it first.")
     make(args.output, {"train": args.train, "val": args.test})

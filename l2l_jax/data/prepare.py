@@ -124,7 +124,7 @@ def run(argv: Sequence[str]) -> None:
                 raise UserError(f"Reading {manual_dir} needs gcsfs ({error}): pip install gcsfs.") from error
         folder = _write(args.dataset, root, manual_dir)
     else:
-        print(f"{args.dataset} is prepared already: {folder}")
+        print(f"{args.dataset} is already prepared: {folder}")
     for split in ("train", "test"):
         print(f"{len(open_tfds(config, split)):,} {split} images")
     where = f" --config.data.path={args.data_dir}" if args.data_dir else ""
@@ -148,14 +148,14 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
         builder = tfds.builder(dataset, data_dir=os.fspath(root), file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"TensorFlow Datasets knows no data set {dataset!r} ({first}).") from error
+        raise UserError(f"TensorFlow Datasets has no data set {dataset!r} ({first}).") from error
     downloads, place = root / "downloads", builder.data_path.parent
     for folder in (downloads, place):
         folder.mkdir(parents=True, exist_ok=True)
     with _lock(root):
         left = [*place.glob("incomplete.*"), *(downloads / "extracted").glob("incomplete.*")]
         for entry in [*left, *downloads.glob("*/*.tmp.*")]:
-            print(f"Removing what an interrupted run left: {entry}", flush=True)
+            print(f"Removing leftovers of an interrupted run: {entry}", flush=True)
             entry.rmtree()  # TFDS would neither use nor remove it
         print(f"Writing {builder.data_path}", flush=True)
         config = tfds.download.DownloadConfig(manual_dir=os.fspath(manual_dir), try_download_gcs=False)
@@ -176,7 +176,7 @@ def _lock(folder: epath.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except BlockingIOError:
-            raise UserError(f"Another process is preparing {folder} just now; wait for it.") from None
+            raise UserError(f"Another process is preparing {folder}; wait until it has finished.") from None
         yield
 
 
@@ -190,13 +190,13 @@ def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
     if kinds & {"DownloadError", "ConnectionError", "RequestException"}:
         names = ", ".join(archive.name for archive in ARCHIVES.get(dataset, ()) if archive.url)
         return (
-            f"{dataset} could not be downloaded ({reason}). Where there is no internet, fetch "
+            f"{dataset} could not be downloaded ({reason}). Without an Internet connection, download "
             f"{names or 'its files'} elsewhere and put them into {manual_dir}."
         )
     if "NonMatchingChecksumError" in kinds:
-        return f"A file of {dataset} is damaged or another one ({reason}). Remove it and fetch it again."
+        return f"A file of {dataset} is damaged or unexpected ({reason}). Remove it and download it again."
     if kinds & {"TarError", "BadZipFile"}:
-        return f"An archive of {dataset} in {manual_dir} is damaged ({reason}). Fetch it again."
+        return f"An archive of {dataset} in {manual_dir} is damaged ({reason}). Download it again."
     return f"{dataset} could not be prepared: {type(error).__name__}: {reason}"
 
 

@@ -112,8 +112,8 @@ def _watched_reads() -> dict[int, tuple[float, Source, int]]:
                 if time.monotonic() - start > STALLED_AFTER and (thread, start) not in named:
                     named.add((thread, start))
                     logger.warning(
-                        "Waiting for %s, which takes more than %g s to read. Is its disk or network still "
-                        "there? Ctrl-C ends the run.",
+                        "Waiting for %s, which takes more than %g s to read. Is its disk or network "
+                        "available? Ctrl-C ends the run.",
                         *(printable(source.name(index)), STALLED_AFTER),
                     )
 
@@ -197,9 +197,9 @@ class _Worker:
         except (EOFError, ConnectionError):
             self.process.kill()
             raise UserError(
-                f"A worker process that reads images ended by itself (exit code {self.process.wait()}; -9: "
-                "the memory was full). Its output is above. Fewer workers (config.data.workers) need less "
-                "memory; run the same command to resume."
+                "A worker process that reads images exited unexpectedly (exit code "
+                f"{self.process.wait()}; -9: out of memory). Its output is above. Fewer workers "
+                "(config.data.workers) need less memory; rerun the command to resume."
             ) from None
         if isinstance(answer, Exception):
             raise answer

@@ -42,8 +42,8 @@ def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Sour
         return source
     if not share:
         raise UserError(
-            f"{config.where}.validation_fraction is 0, so that there are no validation images; 0.1 would "
-            "keep one training image in ten for them."
+            f"{config.where}.validation_fraction is 0, so there are no validation images; 0.1 would reserve "
+            "one training image in ten."
         )
     return Subset(source, hold_out(source.labels, share, held=split == "validation", names=source.paths))
 
@@ -56,7 +56,7 @@ def _open(config: SourceConfig, split: SplitName, image_size: int) -> Source:
     if config.path:
         raise UserError(
             f"{config.where}.path is {config.path!r}, but the source {config.source!r} reads no files; "
-            "images of your own are the source 'folder', 'csv', 'idx' or 'npz'."
+            "for your own images, use the source 'folder', 'csv', 'idx' or 'npz'."
         )
     return open_digits(split, image_size) if config.source == "digits" else open_fashion(split)
 

@@ -89,7 +89,7 @@ def canaries(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
         if len(images) < 2 * data.canaries:
             raise UserError(
                 f"config.data.canaries is {data.canaries}, which takes {2 * data.canaries} images of each "
-                f"set, but there are {len(images)} to {name}; give less."
+                f"set, but there are {len(images)} to {name}; use a smaller number."
             )
         order = np.random.default_rng(CHOICE).permutation(len(images))
         chosen[name] = images.indices[order[: 2 * data.canaries]]
@@ -147,10 +147,10 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
     fields["proxy"] = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
     listed = {name: [*_listed(class_names, classes)] for name, classes in fields.items()}
     if REST in listed["forget"] and REST not in class_names:
-        raise UserError(f"config.data.forget is {REST!r}: say which classes are to be forgotten.")
+        raise UserError(f"config.data.forget is {REST!r}: name the classes to forget.")
     if REST in listed["retain"] and REST in listed["proxy"]:
         raise UserError(
-            f"config.data.retain and config.data.proxy are both {REST!r}, so that nothing is left for the "
+            f"config.data.retain and config.data.proxy are both {REST!r}, so nothing is left for the "
             "proxies; name the classes of one of them."
         )
     ids: dict[str, list[int]] = {}
@@ -194,7 +194,7 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
         if len(indices) < count.number:
             raise UserError(
                 f"{count.field} is {count.number}, but the class {source.class_names[class_id]!r} has "
-                f"{len(indices)} {count.kind} images; give less, or 0 for all there are."
+                f"{len(indices)} {count.kind} images; use a smaller number, or 0 for all."
             )
         number = count.number or len(indices)
         if count.share < 1 and number:
@@ -205,7 +205,7 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
     indices = np.sort(np.concatenate(chosen))
     if not len(indices):
         names = ", ".join(printable(source.class_names[i]) for i in classes[:NAMED]) or "no class"
-        hint = f" Passed over: {source.passed_over}." if source.passed_over else ""
+        hint = f" Skipped: {source.passed_over}." if source.passed_over else ""
         raise UserError(
             f"The {name} set is empty: config.data.{name} selects no {count.kind} image ({names}).{hint}"
         )
@@ -241,7 +241,7 @@ def _other_proxies(
     if (entry.source == "digits") != (data.source == "digits"):
         raise UserError(
             f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are not files, "
-            "and go with no others."
+            "and cannot be combined with other sources."
         )
     if not entry.path and not {entry.source, data.source} & set(OTHER_SOURCES):
         entry = dataclasses.replace(entry, path=data.path)

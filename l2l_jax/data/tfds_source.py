@@ -170,7 +170,7 @@ def _missing(config: SourceConfig) -> str:
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
     ready = [f"{config.source}/{v}" for v in variants if any(map(_is_prepared, (place / v).iterdir()))]
     if ready:
-        return f"{given}; prepared are {', '.join(sorted(ready))}."
+        return f"{given}; prepared: {', '.join(sorted(ready))}."
     near = difflib.get_close_matches(config.source, [*OTHER_SOURCES, *PUBLISHED], n=1)
     guess = f" Did you mean {near[0]!r}?" if near and near[0] != config.source else ""
     if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
@@ -206,7 +206,7 @@ def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.
             _write_index(path, fingerprint, labels)
             break
         except OSError as error:
-            logger.info("The labels cannot be kept in %s (%s).", path, error)
+            logger.info("The labels cannot be cached in %s (%s).", path, error)
     return labels
 
 
@@ -260,7 +260,7 @@ def _read_index(path: epath.Path, fingerprint: str, count: int) -> np.ndarray | 
         with np.load(io.BytesIO(path.read_bytes())) as index:
             if str(index["fingerprint"]) == fingerprint and index["labels"].shape == (count,):
                 return index["labels"]
-            logger.info("%s was made of other files; the labels are read again.", path)
+            logger.info("%s belongs to other files; the labels are read again.", path)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

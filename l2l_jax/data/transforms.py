@@ -50,7 +50,7 @@ class TransformConfig:
         for name in ("crop_scale", "crop_ratio"):
             least, greatest = getattr(self, name)
             if least > greatest:
-                raise ValueError(f"{name} goes from the least to the greatest, not {least} to {greatest}")
+                raise ValueError(f"{name} must be (minimum, maximum), not ({least}, {greatest})")
 
 
 class Box(NamedTuple):

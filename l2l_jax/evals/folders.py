@@ -40,7 +40,7 @@ def open_images(root: pathlib.Path, flag: str) -> Folder:
     if not paths:
         raise UserError(
             f"{flag}={root} holds no image: no file below it ends in {', '.join(SUFFIXES[:4])}, …"
-            + (f" Passed over: {passed_over}." if passed_over else "")
+            + (f" Skipped: {passed_over}." if passed_over else "")
         )
     files: dict[str, str] = {}
     for path in paths:

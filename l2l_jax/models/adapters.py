@@ -68,7 +68,7 @@ def new_adapter(
 
     adapter = visit(params, "")
     if not adapter:
-        raise ValueError(f"no weight of the model takes an adapter {kind!r} of rank {rank}")
+        raise ValueError(f"no weight of the model can be adapted by {kind!r} of rank {rank}")
     return adapter
 
 

@@ -140,7 +140,7 @@ class Model(abc.ABC):
         """Raise a ValueError if a field is outside [0, limit) or not among its choices."""
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) < limit:
-                raise ValueError(f"{name} must lie in [0, {limit}), not {getattr(self, name)}")
+                raise ValueError(f"{name} must be in [0, {limit}), not {getattr(self, name)}")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")

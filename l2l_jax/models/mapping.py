@@ -121,11 +121,11 @@ class Fit(NamedTuple):
     def complaint(self) -> str | None:
         if self.unexpected or self.missing:
             return (
-                "the weights do not fit the model. Without a place in the model: "
-                f"{listing(self.unexpected)}. Without a value: {listing(self.missing)}."
+                "the weights do not match the model. Unexpected keys: "
+                f"{listing(self.unexpected)}. Missing keys: {listing(self.missing)}."
             )
         if self.misshapen:
-            return f"arrays have another shape than the model's: {listing(self.misshapen)}."
+            return f"array shapes do not match the model: {listing(self.misshapen)}."
         return None
 
 
@@ -236,7 +236,7 @@ def square_side(places: int, key: str) -> int:
     """Return the side length of a square grid with `places` positions."""
     side = round(places**0.5)
     if side < 1 or side**2 != places:
-        raise UserError(f"{key} has {places} places, which is not a square number of patches.")
+        raise UserError(f"{key} has {places} positions, which is not a square number of patches.")
     return side
 
 
@@ -276,7 +276,7 @@ class CheckpointFormat:
 
     def join(self, state_dict: StateDict, second: StateDict) -> StateDict:
         """Merge the state dicts of a model that is stored in two files."""
-        raise UserError("a second file, --vqgan, belongs to MAGE.")
+        raise UserError("--vqgan, a second file, is supported only for MAGE.")
 
     def sizes(self, state_dict: StateDict) -> Fields:
         """Infer fields from the shapes of arrays."""

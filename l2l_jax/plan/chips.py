@@ -60,7 +60,7 @@ def parse_topology(name: str) -> Topology:
     if kind not in CHIPS:
         raise UserError(
             f"--topology={name}: {kind!r} is not one of {', '.join(CHIPS)}. A topology is one of these, a "
-            "colon and its sides: v5e:4x4, v4:2x2x4; of GPUs their number: h100:8."
+            "colon and its sides: v5e:4x4, v4:2x2x4; for GPUs their number: h100:8."
         )
     chip = CHIPS[kind]
     sides = tuple(map(int, size.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) else ()

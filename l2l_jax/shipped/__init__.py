@@ -27,5 +27,5 @@ def resolved(given: str) -> pathlib.Path:
 def card(name: str) -> dict[str, Any]:
     """Return the metadata of a shipped model, or raise a UserError if there is none with this name."""
     if name not in names():
-        raise UserError(f"There is no shipped model {name!r}; there are: {', '.join(names())}.")
+        raise UserError(f"There is no shipped model {name!r}; available: {', '.join(names())}.")
     return json.loads((FOLDER / f"{name}.json").read_text())

@@ -56,7 +56,7 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
             process = owner.get("process", {"pid": "unknown", "host": "another machine"})
             where = f"process {process['pid']} on {process['host']}, since {owner.get('since')}"
             raise UserError(
-                f"--workdir={folder} belongs to a run that is still going ({where}). Use another --workdir, "
+                f"--workdir={folder} belongs to a run that is still active ({where}). Use another --workdir, "
                 "or wait until it has ended."
             )
     threading.Thread(target=_renew, args=(path, token), daemon=True).start()

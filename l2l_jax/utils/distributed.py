@@ -210,7 +210,7 @@ def _nobody_came(launch: Launch) -> str:
     waited = f"waited {launch.start_timeout} s (--start_timeout)"
     if launch.coordinator is None:
         return (
-            f"The other processes of the cluster did not come; {waited}. Were all of them started? To run "
+            f"The other processes of the cluster did not join; {waited}. Were all of them started? To run "
             "alone, give --nodistributed."
         )
     host, port = launch.coordinator.rsplit(":", 1)
@@ -223,8 +223,8 @@ def _nobody_came(launch: Launch) -> str:
                 f"({error}); {waited}. Is it running there, and is the port open?"
             )
     return (
-        f"Not all of the {launch.num_processes} processes came to {launch.coordinator}; {waited}. Was each "
-        f"started, with --num_processes={launch.num_processes} and a --process_id of its own?"
+        f"Not all of the {launch.num_processes} processes joined at {launch.coordinator}; {waited}. Was each "
+        f"started, with --num_processes={launch.num_processes} and a unique --process_id?"
     )
 
 

@@ -78,7 +78,8 @@ def home() -> pathlib.Path:
         return pathlib.Path.home()
     except RuntimeError as error:
         raise UserError(
-            "HOME is not set and this user has no home: set HOME to a folder for caches and weights."
+            "HOME is not set and this user has no home directory: set HOME to a folder for caches and "
+            "weights."
         ) from error
 
 
@@ -123,8 +124,9 @@ def check_backend() -> None:
             raise
         reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no plugin for it is installed"
         raise UserError(
-            f"{name}={os.environ[name]}: JAX cannot start there ({' '.join(reason.split())[:300]}). Install "
-            f"JAX for that device, or unset {name} to use the devices that are found."
+            f"{name}={os.environ[name]}: JAX cannot start on this platform "
+            f"({' '.join(reason.split())[:300]}). Install JAX for that device, or unset {name} to use the "
+            "devices that are found."
         ) from error
 
 

@@ -47,7 +47,7 @@ def _parser() -> Parser:
     fetch.add_argument("name", nargs="?", metavar="NAME", help="such as inception or mae-vit-b")
     place = "default: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights"
     fetch.add_argument("--folder", **folder, help=place)
-    commands.add_parser("inspect", parents=[reading], help="say what a file or folder is")
+    commands.add_parser("inspect", parents=[reading], help="describe a file or folder")
     return parser
 
 
@@ -92,10 +92,11 @@ def run(argv: Sequence[str]) -> None:
     size = metadata["variant"] or "(no published size)"
     print(f"{output}: {metadata['family']} {size}, SHA-256 {metadata['source']['sha256']}")
     if "left_out" in metadata["source"]:
-        print(f"Left out, as only training needs them: {metadata['source']['left_out']}")
+        print(f"Omitted, because they are needed only for training: {metadata['source']['left_out']}")
     if metadata["assumed"]:
         assumed = ", ".join(f"{name}={value}" for name, value in metadata["assumed"].items())
-        print(f"Assumed, as the file does not say: {assumed}. Change a field with --set FIELD=VALUE.")
+        print(f"Assumed, because the file does not specify them: {assumed}.")
+        print("Change a field with --set FIELD=VALUE.")
     print(f"{metadata['licence']}\nUnlearn it with --config.model.pretrained={output}")
 
 

@@ -68,7 +68,7 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
     target = folder / file.file
     if target.exists():
         _check(file, target)
-        print(f"{target} is there already.")
+        print(f"{target} already exists.")
         return target
     if not file.url:
         raise UserError(
@@ -82,7 +82,7 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
             f"{folder} cannot be made ({error.strerror}): name another folder with --folder, or in "
             f"{FOLDER_VARIABLE}."
         ) from error
-    print(f"{file.holds}: {file.url}\n{file.size_in_words()}; licence: {file.licence}")
+    print(f"{file.holds}: {file.url}\n{file.size_in_words()}; license: {file.licence}")
     part = target.with_name(f"{target.name}.part")
     by_hand = (
         "Without a connection to the Internet, download it elsewhere, as with\n"
@@ -98,7 +98,8 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
             raise  # a local disk error
         server, reason = urllib.parse.urlsplit(file.url).netloc, getattr(error, "reason", error)
         raise UserError(
-            f"{server} cannot be reached, or went away ({reason}). Run the same command to resume. {by_hand}"
+            f"{server} cannot be reached, or closed the connection ({reason}). Rerun the command to resume. "
+            f"{by_hand}"
         ) from error
     try:
         _check(file, part)
@@ -118,7 +119,7 @@ def _check(file: PublishedFile, path: pathlib.Path) -> None:
             f"{path} is not the published file: it should have {expected}. Delete it and rerun the command."
         )
     if file.sha256 is None:
-        print("No checksum of this file is known: compare this one with that of others who have it.")
+        print("No checksum of this file is known: compare this one with that of other users.")
 
 
 def _download(file: PublishedFile, part: pathlib.Path) -> None:
@@ -158,5 +159,5 @@ def _download(file: PublishedFile, part: pathlib.Path) -> None:
                 out.write(chunk)
                 bar.update(len(chunk))
     if total is not None and part.stat().st_size != total:
-        raise ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes came")
+        raise ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes were received")
     version.unlink(missing_ok=True)

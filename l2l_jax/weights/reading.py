@@ -336,7 +336,7 @@ def _read_torch(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
         raise UserError(_explain(path, error)) from error
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise UserError(f"{path} holds one {kind}, not a state dict: named tensors are expected.")
+        raise UserError(f"{path} holds one {kind}, not a state dict: expected named tensors.")
     kind = "PyTorch, zip format" if zipped else "PyTorch, legacy format"
     return kind, _stored(torch, path, content, depth=5)
 
@@ -362,7 +362,7 @@ def _explain(path: pathlib.Path, error: Exception) -> str:
     name = re.search(r"GLOBAL ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and name:
         return (
-            f"{path} is refused: it holds a Python object ({name[1]}) next to tensors, and loading such "
+            f"{path} is rejected: it holds a Python object ({name[1]}) next to tensors, and loading such "
             "objects can execute code. If you trust where it comes from, save its state dict alone with the "
             "program that wrote it: torch.save(model.state_dict(), 'weights.pth')."
         )

@@ -136,7 +136,7 @@ def other_components(folder: pathlib.Path) -> dict[str, Any]:
     """
     if not (folder / PIPELINE).is_file():
         raise UserError(
-            f"{folder}, the pipeline that the model was imported from, is not there. Its text encoder and "
+            f"{folder}, the pipeline that the model was imported from, does not exist. Its text encoder and "
             "tokenizer are needed: name a copy with --pipeline FOLDER."
         )
     files: dict[str, Any] = {}

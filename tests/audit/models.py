@@ -23,25 +23,25 @@ class Memory(Model):
     def corrupt(self, params, images, rng, axis_name=None):
         return images
 
-    def encode(self, encoder_params, seen):
-        return seen
+    def encode(self, encoder_params, corrupted):
+        return corrupted
 
-    def predict(self, params, seen):
-        return seen
+    def predict(self, params, corrupted):
+        return corrupted
 
-    def prediction_loss(self, predicted, images, seen):
+    def prediction_loss(self, predicted, images, corrupted):
         return jnp.zeros(len(images))
 
-    def imitation_loss(self, predicted, seen, target):
-        return jnp.zeros(len(seen))
+    def imitation_loss(self, predicted, corrupted, target):
+        return jnp.zeros(len(corrupted))
 
-    def with_truth(self, params, images, seen, truth):
-        return truth, seen
+    def with_truth(self, params, images, corrupted, truth):
+        return truth, corrupted
 
     def inpaint(self, params, images, mask, rng):
         memory = params["encoder"]
-        seen, known = (x[:, ~mask].reshape(len(x), -1) for x in (images, memory))
-        far = jnp.square(known).sum(1)[None] - 2 * seen @ known.T
+        visible, remembered = (x[:, ~mask].reshape(len(x), -1) for x in (images, memory))
+        far = jnp.square(remembered).sum(1)[None] - 2 * visible @ remembered.T
         return jnp.where(mask[None, ..., None], memory[far.argmin(1)], images)
 
 

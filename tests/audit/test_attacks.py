@@ -86,17 +86,17 @@ def test_membership_deciders_find_only_a_planted_leak():
     rng = np.random.default_rng(0)
     spread = {"members": 0.3, "others": 1.0, "shadow_members": 0.3, "shadow_others": 1.0}
     features = {name: rng.normal(0, std, (150, 4)) for name, std in spread.items()}
-    found = decide_membership(features, has_noise=False)
-    assert list(found) == ["mean", "gaussians", "network"]
+    result = decide_membership(features, has_noise=False)
+    assert list(result) == ["mean", "gaussians", "network"]
     ends = "members", "others"
-    known = {
+    accuracies = {
         name: [auc(*(scores[f"{prefix}{end}"]["score"] for end in ends)) for prefix in ("", "shadow_")]
-        for name, scores in found.items()
+        for name, scores in result.items()
     }
-    assert min(known["gaussians"]) > 0.9 and min(known["network"]) > 0.9
-    assert known["mean"] == pytest.approx([0.5, 0.5], abs=0.09)  # standard error 0.033
-    best = best_points({"a": found}, Line("a", "a"))["auc"]
-    assert best.point == max(known, key=lambda n: known[n][1])  # chosen on the shadow model
+    assert min(accuracies["gaussians"]) > 0.9 and min(accuracies["network"]) > 0.9
+    assert accuracies["mean"] == pytest.approx([0.5, 0.5], abs=0.09)  # standard error 0.033
+    best = best_points({"a": result}, Line("a", "a"))["auc"]
+    assert best.point == max(accuracies, key=lambda n: accuracies[n][1])  # chosen on the shadow model
     same = {name: features["others"] for name in spread}
     for scores in decide_membership(same, has_noise=True).values():
         assert auc(scores["members"]["score"], scores["others"]["score"]) == 0.5
@@ -106,8 +106,8 @@ def test_repeated_membership_attack_uses_a_shadow_model(bench, training, monkeyp
     """The shadow model remembers half of the retain validation images, the model all forget images."""
     shadow = remembering(bench.validation.retain, range(0, len(bench.validation.retain), 2))
     monkeypatch.setattr(bench, "fit", lambda *_: shadow)
-    found = MembershipRepeated(members=50).run("m", bench, target(remembering(training.forget)), 0)
-    for decider, sets in found.items():
+    result = MembershipRepeated(members=50).run("m", bench, target(remembering(training.forget)), 0)
+    for decider, sets in result.items():
         assert len(sets["members"]["score"]) == 50
         assert auc(sets["members"]["score"], sets["others"]["score"]) > 0.9, decider
 
@@ -133,14 +133,14 @@ def lottery(evaluation, training):
 
 def test_sampler_search_keeps_the_best_sample_and_descends(lottery, evaluation):
     attack = SamplerSearch(draws=4, rounds=20)
-    found = attack.run("sampler_search", lottery, target({"encoder": np.zeros(1)}), 0)
+    result = attack.run("sampler_search", lottery, target({"encoder": np.zeros(1)}), 0)
     tests = evaluation.tests["forget"]
     rows = image_rows(tests.read(np.arange(10)), "forget")
     for number, key in enumerate(image_keys(CONFIG.seed, rows)):
         noise = jax.vmap(lambda k: jax.random.normal(k, (16, 16, 3)))(jax.random.split(key, 4))
         errors = np.square(np.asarray(noise) - rows["images"][number])[:, lottery.mask].mean((1, 2))
-        assert found["draws"]["forget"]["mse"][number] == pytest.approx(errors.min(), rel=1e-4)
-    assert found["descent"]["forget"]["mse"].mean() < 0.2 * found["draws"]["forget"]["mse"].mean()
+        assert result["draws"]["forget"]["mse"][number] == pytest.approx(errors.min(), rel=1e-4)
+    assert result["descent"]["forget"]["mse"].mean() < 0.2 * result["draws"]["forget"]["mse"].mean()
 
 
 def test_denoising_attacks_change_the_sampler(lottery):
@@ -168,8 +168,8 @@ def test_learning_rate_is_selected_on_validation_images(bench, monkeypatch):
     attack = PatientRelearning(4, 8, 0.02, tuning_steps=8, rate_factors=(0.5, 1.0, 3.0))
     start = {"validation": {"mse": np.ones(2)}, "forget": {"mse": np.ones(2), "label": np.zeros(2, int)}}
     for name, title in attack.variants(bench).items():
-        found = {UNATTACKED: {"0": start}, name: attack.run(name, bench, target({}), 0)}
-        best = best_points(found, Line(name, title, is_curve=True))["error"]
+        result = {UNATTACKED: {"0": start}, name: attack.run(name, bench, target({}), 0)}
+        best = best_points(result, Line(name, title, is_curve=True))["error"]
         assert best.point.startswith("0.02 ")
         np.testing.assert_array_equal(best.sample[0], [0.4, 0.4])
 
@@ -178,10 +178,10 @@ def test_residual_knowledge_of_remembered_images(bench, evaluation):
     tests = evaluation.tests["forget"]
     everything = {"encoder": tests.read(np.arange(len(tests))).images}
     attack = ResidualKnowledge(changes=2, pixel_change=1.0)
-    found = attack.run("r", bench, target(everything), 0)["0"]["forget"]
+    result = attack.run("r", bench, target(everything), 0)["0"]["forget"]
     right = bench.measure(everything, "", ("forget",))["forget"]["right"]
-    assert found["mse"].max() < 1e-12
-    np.testing.assert_array_equal(found["right"], right)
+    assert result["mse"].max() < 1e-12
+    np.testing.assert_array_equal(result["right"], right)
 
 
 def test_unrelated_images_are_generated_general_or_of_another_source(bench):
@@ -236,13 +236,13 @@ def test_probe_separates_classes(bench, training, classes):
         coded = np.eye(10)[names][:, None] + 0.01 * noise
         return {"useless": np.ones((len(names), draws, 3)), "classes": coded}, names
 
-    known = SimpleNamespace(
+    model = SimpleNamespace(
         training=SimpleNamespace(forget=forget, retain=None),
         sets=bench.sets,
         features=features,
         shared=lambda key, make: bench.sets["retain" if key == "probe retain" else "forget"],
     )
-    points = LinearProbe().run("linear_probe", known, target(None), 0)
+    points = LinearProbe().run("linear_probe", model, target(None), 0)
     assert set(points) == {"useless", "classes"}
     for name in ("validation", "forget"):
         right, label = points["classes"][name]["right"], points["classes"][name]["label"]
@@ -268,12 +268,12 @@ def test_probe_converges_and_matches_an_unregularized_probe():
 
 
 def test_weight_noise_has_the_stated_scale():
-    seen = []
-    fake = SimpleNamespace(seed=lambda repetition: 7, measure=lambda params, title: seen.append(params))
+    noises = []
+    fake = SimpleNamespace(seed=lambda repetition: 7, measure=lambda params, title: noises.append(params))
     params = {part: {"w": np.random.default_rng(0).normal(0, 3, 5000)} for part in ("encoder", "decoder")}
     points = WeightNoise(levels=(0.01, 0.1)).run("weight_noise", fake, target({**params, "tokenizer": 1}), 0)
-    assert list(points) == ["0.01", "0.1"] and seen[0]["tokenizer"] == 1
-    for level, changed in zip((0.01, 0.1), seen, strict=True):
+    assert list(points) == ["0.01", "0.1"] and noises[0]["tokenizer"] == 1
+    for level, changed in zip((0.01, 0.1), noises, strict=True):
         noise = changed["decoder"]["w"] - params["decoder"]["w"]
         assert noise.std() == pytest.approx(3 * level, rel=0.05)
 
@@ -289,7 +289,7 @@ class Straight(Memory):
 def test_gradient_view_uses_the_full_perturbation_budget(evaluation, training):
     """A mean of pixels can be changed by exactly as much as each of them."""
     bench = Bench(dataclasses.replace(CONFIG, model=Straight()), evaluation, training)
-    found = Views(25.5).run("view_gradient", bench, target({"encoder": np.zeros(1)}), 0)["0"]
+    result = Views(25.5).run("view_gradient", bench, target({"encoder": np.zeros(1)}), 0)["0"]
     tests = evaluation.tests["forget"]
     images = tests.read(np.arange(len(tests))).images
     inside, outside = images[:, bench.mask], images[:, ~bench.mask]
@@ -297,7 +297,7 @@ def test_gradient_view_uses_the_full_perturbation_budget(evaluation, training):
     best = np.clip(inside.mean(1), *reached)  # the mean reconstruction nearest to the truth
     least = np.square(inside - best[:, None]).mean((1, 2))
     before = np.square(inside - outside.mean(1)[:, None]).mean((1, 2))
-    errors = found["forget"]["mse"]
+    errors = result["forget"]["mse"]
     assert (errors >= least - 1e-6).all() and (errors <= before + 1e-6).all()
     assert np.mean(errors - least) < 0.1 * np.mean(before - least)
 
@@ -307,8 +307,8 @@ def test_gradient_view_uses_the_full_perturbation_budget(evaluation, training):
 def test_layer_features_are_means_over_positions(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
     params, tests = params_of(model), evaluation.tests["forget"]
-    found, labels = EncoderFeatures(model, 256, seed=3, draws=2)(params, tests)
-    assert list(found) == ["patch_embed", "blocks_0", "blocks_1", "norm", OUTPUT]
+    features, labels = EncoderFeatures(model, 256, seed=3, draws=2)(params, tests)
+    assert list(features) == ["patch_embed", "blocks_0", "blocks_1", "norm", OUTPUT]
     np.testing.assert_array_equal(labels, tests.labels)
     rows = image_rows(tests.read(np.arange(len(tests))), "features")
 
@@ -319,8 +319,8 @@ def test_layer_features_are_means_over_positions(evaluation, field):
     keys = jax.vmap(lambda key: jax.random.split(key, 2))(image_keys(3, rows))
     expected = jax.vmap(lambda x, two: jax.vmap(lambda k: encode(params, x, k))(two))(rows["images"], keys)
     assert not np.allclose(expected[:, 0], expected[:, 1])
-    np.testing.assert_allclose(found[OUTPUT], expected, atol=1e-5)
-    np.testing.assert_allclose(found["norm"], expected, atol=1e-5)
+    np.testing.assert_allclose(features[OUTPUT], expected, atol=1e-5)
+    np.testing.assert_allclose(features["norm"], expected, atol=1e-5)
 
 
 MIDDLE = ["input_blocks_0_0", "input_blocks_1_0", "middle_block_0", "middle_block_1", "middle_block_2"]
@@ -331,12 +331,12 @@ DOWN = ["conv_in", "down_blocks_0_resnets_0", "down_blocks_0_attentions_0"]
 @pytest.mark.parametrize(("family", "layers"), [("palette", MIDDLE), soak("latent_diffusion", DOWN)])
 def test_unet_skip_connections_appear_once_among_layers(evaluation, family, layers):
     model = dataclasses.replace(MODELS[family], image_size=16)
-    found, _ = EncoderFeatures(model, 256, seed=3)(params_of(model), evaluation.tests["forget"])
-    *names, output = found
+    features, _ = EncoderFeatures(model, 256, seed=3)(params_of(model), evaluation.tests["forget"])
+    *names, output = features
     assert output == OUTPUT and set(layers) < set(names)
-    values = [found[name] for name in names]
+    values = [features[name] for name in names]
     assert not any(np.array_equal(a, b) for i, a in enumerate(values) for b in values[:i])
-    np.testing.assert_array_equal(found[OUTPUT], values[-1])
+    np.testing.assert_array_equal(features[OUTPUT], values[-1])
 
 
 def test_shots_are_balanced_over_classes_and_differ_by_seed(training):
@@ -418,7 +418,7 @@ def test_user_defined_attack_runs_and_is_stored(evaluation, training, tmp_path, 
     runner = Audit(settings, evaluation, training, tmp_path / "audit")
     assert [line.name for line in runner.lines] == ["no_attack", "forgetful"]
     models = {"model": remembering(training.forget, range(20))}
-    found = runner.run(models)["model"]["forgetful"]
-    assert list(found) == ["1", "3"] and set(found["3"]) == {"validation", "forget"}
+    result = runner.run(models)["model"]["forgetful"]
+    assert list(result) == ["1", "3"] and set(result["3"]) == {"validation", "forget"}
     monkeypatch.setattr(Bench, "measure", None)
-    jax.tree.map(np.testing.assert_array_equal, runner.run(models)["model"]["forgetful"], found)
+    jax.tree.map(np.testing.assert_array_equal, runner.run(models)["model"]["forgetful"], result)

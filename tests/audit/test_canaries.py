@@ -47,7 +47,7 @@ def test_marks_follow_their_images_through_shuffling_crops_and_processes(tmp_pat
     """The gray value of an image is its index; marked ones show their mark where the crop has the middle."""
     gray = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 20, 24, 3), np.uint8)
     source = ArraySource(gray, np.zeros(8), ["all"])
-    marked, crop, seen = Marked(source, (2, 5)), TransformConfig(crop="random", flip=True), {}
+    marked, crop, images = Marked(source, (2, 5)), TransformConfig(crop="random", flip=True), {}
     transforms = {"train": Transform(crop, 16, training=True)}
     for process in (0, 1):
         options = LoaderOptions(tmp_path, process_index=process, process_count=2)
@@ -57,10 +57,10 @@ def test_marks_follow_their_images_through_shuffling_crops_and_processes(tmp_pat
             )
         )
         for image in next(rows)["train"]:
-            seen[int(image[0, 0, 0])] = image
+            images[int(image[0, 0, 0])] = image
         rows.close()
-    assert sorted(seen) == list(range(8))
-    for number, image in seen.items():
+    assert sorted(images) == list(range(8))
+    for number, image in images.items():
         plain = np.full((16, 16, 3), number, np.uint8)
         np.testing.assert_array_equal(image, paint(plain, number) if number in (2, 5) else plain)
     assert source_digest(marked) != source_digest(source) == source_digest(Marked(source, ()))
@@ -70,13 +70,13 @@ def test_fit_matches_correlations_in_numpy():
     rng = np.random.default_rng(0)
     marks, residuals = rng.integers(0, 2, (6, 40)).astype(float), rng.normal(size=(3, 40))
     residuals[0] = 0.3 * marks[4] - 2
-    scores, found = fit(residuals, marks, np.array([4, 0, 1]))
+    scores, fits = fit(residuals, marks, np.array([4, 0, 1]))
     for row, own in enumerate((4, 0, 1)):
         r = np.array([np.corrcoef(residuals[row], m)[0, 1] for m in marks])
         others = np.delete(r, own)
         assert scores[row] == pytest.approx(-(r[own] - others.mean()) / others.std())
-        assert found[row] == (r[own] > others.max())
-    assert found[0] == 1
+        assert fits[row] == (r[own] > others.max())
+    assert fits[0] == 1
     assert (fit(np.ones((2, 40)), marks, np.arange(2))[1] == 0).all()  # nothing reconstructed
 
 
@@ -107,12 +107,12 @@ def models(bench):
 
 def test_marks_are_reconstructed_only_by_models_that_remember(bench, models):
     measured = {name: bench.measure(params, name, ("forget",)) for name, params in models.items()}
-    found = {name: split_sets(m[CANARIES]["found"]) for name, m in measured.items()}
-    assert {name: sets[0].sum() for name, sets in found["original"].items()} == {"forget": 10, "retain": 10}
-    assert found["retrained"]["retain"][0].sum() == 10
+    result = {name: split_sets(m[CANARIES]["found"]) for name, m in measured.items()}
+    assert {name: sets[0].sum() for name, sets in result["original"].items()} == {"forget": 10, "retain": 10}
+    assert result["retrained"]["retain"][0].sum() == 10
     for name, kind in (("retrained", "forget"), ("constant", "forget"), ("constant", "retain")):
-        assert found[name][kind][0].sum() <= 2  # by chance one of 40 marks fits best
-    assert all(sets[1].sum() <= 2 for by_set in found.values() for sets in by_set.values())  # never planted
+        assert result[name][kind][0].sum() <= 2  # by chance one of 40 marks fits best
+    assert all(sets[1].sum() <= 2 for by_set in result.values() for sets in by_set.values())  # never planted
 
 
 def concluded(bench, models, unlearned):

@@ -34,16 +34,16 @@ def test_error_test_equals_a_t_test_without_skewness():
     noise = np.concatenate([RNG.normal(0, 0.01, 200)] * 2) * np.repeat([1, -1], 200)
     own = own - own.mean() + 0.04
     reference = math.exp(MARGINS["error"]) * own + 0.001 + noise
-    found = compare("error", (own,), [(reference,)])
+    actual = compare("error", (own,), [(reference,)])
     expected = stats.ttest_1samp(math.exp(MARGINS["error"]) * own - reference, 0, alternative="less").pvalue
-    assert found.p_violated == pytest.approx(expected, rel=1e-6)
-    assert found.excess == pytest.approx(math.log(reference.mean() / own.mean()))
+    assert actual.p_violated == pytest.approx(expected, rel=1e-6)
+    assert actual.excess == pytest.approx(math.log(reference.mean() / own.mean()))
 
 
 def test_tests_are_just_significant_at_the_bounds():
-    found = compare("error", (ERRORS[0],), [(ERRORS[1],)])
-    assert found.low < found.excess < found.high
-    for end, name in ((found.low, "p_violated"), (found.high, "p_holds")):
+    result = compare("error", (ERRORS[0],), [(ERRORS[1],)])
+    assert result.low < result.excess < result.high
+    for end, name in ((result.low, "p_violated"), (result.high, "p_holds")):
         shifted = (ERRORS[0] * math.exp(end - MARGINS["error"]),)  # its margin is now at that end
         assert getattr(compare("error", shifted, [(ERRORS[1],)]), name) == pytest.approx(0.05, rel=1e-4)
 
@@ -51,10 +51,10 @@ def test_tests_are_just_significant_at_the_bounds():
 def test_skewness_widens_the_bound_on_the_side_of_the_tail():
     heavy = RNG.lognormal(0, 1.2, 300)
     light = np.full(300, heavy.mean()) + RNG.normal(0, 0.1, 300)
-    found = compare("error", (light,), [(heavy,)])
+    result = compare("error", (light,), [(heavy,)])
     x = light - heavy
     reach = stats.t.ppf(0.95, 299) * x.std(ddof=1) / math.sqrt(300) / light.mean()
-    assert found.high - found.excess > 1.1 * reach
+    assert result.high - result.excess > 1.1 * reach
 
 
 def test_accuracy_is_balanced_over_classes():
@@ -64,11 +64,11 @@ def test_accuracy_is_balanced_over_classes():
         assert knowledge("accuracy", (right, CLASSES)) == pytest.approx(expected)
         value, low, high = accuracy_interval(right, CLASSES)
         assert value == pytest.approx(expected) and low < value < high
-    found = compare("accuracy", (RIGHT[1], CLASSES), [(RIGHT[2], CLASSES)])
+    actual = compare("accuracy", (RIGHT[1], CLASSES), [(RIGHT[2], CLASSES)])
     means = [(RIGHT[1].astype(int) - RIGHT[2])[c == CLASSES] for c in range(3)]
     error = math.sqrt(sum(m.var(ddof=1) / len(m) for m in means)) / 3
-    assert found.excess == pytest.approx(np.mean([m.mean() for m in means]))
-    assert found.high - found.excess == pytest.approx(stats.t.ppf(0.95, 397) * error, rel=0.02)
+    assert actual.excess == pytest.approx(np.mean([m.mean() for m in means]))
+    assert actual.high - actual.excess == pytest.approx(stats.t.ppf(0.95, 397) * error, rel=0.02)
 
 
 def test_equal_answers_on_few_images_leave_uncertainty():
@@ -84,22 +84,22 @@ def test_auc_matches_scikit_learn_and_bootstrap_errors():
     expected = roc_auc_score(labels, -np.concatenate([members, others]))
     assert auc(members, others) == pytest.approx(expected)
     other = RNG.permutation(members), RNG.permutation(others)
-    found = compare("auc", (members, others), [other])
+    actual = compare("auc", (members, others), [other])
     i, j = RNG.integers(70, size=(2000, 70)), RNG.integers(50, size=(2000, 50))
     drawn = auc(members[i], others[j]) - auc(other[0][i], other[1][j])
-    assert (found.high - found.low) / 2 == pytest.approx(1.66 * np.std(drawn), rel=0.1)
+    assert (actual.high - actual.low) / 2 == pytest.approx(1.66 * np.std(drawn), rel=0.1)
 
 
 def test_several_retrained_models_widen_the_margin_by_their_spread():
     seeds = [(ERRORS[1] * factor,) for factor in (0.7, 1.0, 1.3)]
-    found = compare("error", (ERRORS[0],), seeds)
+    actual = compare("error", (ERRORS[0],), seeds)
     deviation = np.std(np.log([0.7, 1.0, 1.3]), ddof=1)
     expected = stats.t.ppf(0.95, 2) * deviation * math.sqrt(1 + 1 / 3)
-    assert found.margin == pytest.approx(expected)
-    assert found.excess == pytest.approx(math.log(ERRORS[1].mean() / ERRORS[0].mean()))
-    known = compare("error", (ERRORS[0],), seeds[:1], SeedSpread(deviation, 3))
-    assert known.margin == pytest.approx(expected * math.sqrt(2 / (1 + 1 / 3)))
-    assert found.seeds == pytest.approx(known.seeds) and known.seeds == SeedSpread(deviation, 3)
+    assert actual.margin == pytest.approx(expected)
+    assert actual.excess == pytest.approx(math.log(ERRORS[1].mean() / ERRORS[0].mean()))
+    other = compare("error", (ERRORS[0],), seeds[:1], SeedSpread(deviation, 3))
+    assert other.margin == pytest.approx(expected * math.sqrt(2 / (1 + 1 / 3)))
+    assert actual.seeds == pytest.approx(other.seeds) and other.seeds == SeedSpread(deviation, 3)
     assert compare("error", (ERRORS[0],), seeds[:1], SeedSpread(1e-3, 3)).margin == MARGINS["error"]
 
 
@@ -130,9 +130,9 @@ def test_number_of_images_for_a_decision():
 def test_depth_by_the_logarithm_of_the_error():
     means = (0.0128, 0.0995, 0.0443)  # original, unlearned and retrained model
     scaled = [(row * mean / row.mean(),) for row, mean in zip(ERRORS, means, strict=True)]
-    found = depth("error", *scaled)
+    actual = depth("error", *scaled)
     expected = math.log(means[1] / means[0]) / math.log(means[2] / means[0])
-    assert found["value"] == pytest.approx(expected) and found["low"] < found["value"] < found["high"]
+    assert actual["value"] == pytest.approx(expected) and actual["low"] < actual["value"] < actual["high"]
     for unlearned, certain in ((scaled[0], 0), (scaled[2], 1)):
         ends = {"value": certain, "low": certain, "high": certain, "resolved": True}
         assert depth("error", scaled[0], unlearned, scaled[2]) == ends
@@ -178,10 +178,10 @@ def test_number_of_retrained_models_to_narrow_the_margin():
     ],
 )
 def test_verdict_rules(unattacked, attacks, finding, attack):
-    found = decide(unattacked, attacks)
-    assert found.finding == finding
-    assert found.attack == attack
-    described = found.describe()
+    verdict = decide(unattacked, attacks)
+    assert verdict.finding == finding
+    assert verdict.attack == attack
+    described = verdict.describe()
     assert (described["images_needed"] is not None) == (finding == "undecided" and bool(unattacked))
     assert described["violated_attacks"] == [
         n for n, cs in attacks.items() if VIOLATED in cs or cs == [WEAK] and len(attacks) == 1
@@ -193,8 +193,8 @@ def test_role_of_canaries_in_the_verdict():
     assert decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": OPEN}).finding == "forgotten"
     hidden = decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": VIOLATED})
     assert (hidden.finding, hidden.attack, hidden.violated) == ("hidden", "b", ("b",))
-    shown = decide([HOLDS], attacks, {None: VIOLATED})
-    assert (shown.finding, shown.attack, shown.comparison) == ("not forgotten", None, VIOLATED)
+    verdict = decide([HOLDS], attacks, {None: VIOLATED})
+    assert (verdict.finding, verdict.attack, verdict.comparison) == ("not forgotten", None, VIOLATED)
     assert differ([HOLDS, VIOLATED]) and not differ([HOLDS, OPEN])
 
 

@@ -19,14 +19,14 @@ def test_divergence_of_an_image_equals_that_of_two_gaussians():
     """The integral of p log(p / q), for two unlearned and two retrained models and two images."""
     unlearned, retrained = np.log([[0.10, 0.40], [0.20, 0.50]]), np.log([[0.15, 0.30], [0.25, 0.40]])
     p, q = ((x.mean(0), np.sqrt(x.var(0, ddof=1).mean())) for x in (unlearned, retrained))
-    for image, found in enumerate(klom(np.exp(unlearned), np.exp(retrained))):
+    for image, actual in enumerate(klom(np.exp(unlearned), np.exp(retrained))):
         own, other = stats.norm(p[0][image], p[1]), stats.norm(q[0][image], q[1])
 
         def density(x, own=own, other=other):
             return own.pdf(x) * (own.logpdf(x) - other.logpdf(x))
 
         expected, _ = integrate.quad(density, own.mean() - 12 * own.std(), own.mean() + 12 * own.std())
-        assert found == pytest.approx(expected, rel=1e-6)
+        assert actual == pytest.approx(expected, rel=1e-6)
 
 
 def test_equal_models_do_not_diverge_and_shifts_scale_with_deviations():
@@ -42,7 +42,7 @@ def test_equal_models_do_not_diverge_and_shifts_scale_with_deviations():
 @pytest.mark.parametrize("count", [2, 5])
 def test_divergence_of_a_held_out_retrained_model(count):
     """In expectation (1 + 1/n) / 2 for n models, and (1 + 1/(n − 1)) / 2 for one of them and the others."""
-    found = intervals({"original": errors(1, mean=1), "unlearned": errors(1), "retrained": errors(count)})
-    assert found["unlearned"].value == pytest.approx((1 + 1 / count) / 2, rel=0.1)
-    assert found["retrained"].value == pytest.approx((1 + 1 / (count - 1)) / 2, rel=0.1)
-    assert found["original"].value == pytest.approx((1 + 1 / count + 1 / 0.2**2) / 2, rel=0.1)
+    result = intervals({"original": errors(1, mean=1), "unlearned": errors(1), "retrained": errors(count)})
+    assert result["unlearned"].value == pytest.approx((1 + 1 / count) / 2, rel=0.1)
+    assert result["retrained"].value == pytest.approx((1 + 1 / (count - 1)) / 2, rel=0.1)
+    assert result["original"].value == pytest.approx((1 + 1 / count + 1 / 0.2**2) / 2, rel=0.1)

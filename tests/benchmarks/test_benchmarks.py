@@ -58,12 +58,12 @@ def test_gpu_session_runs_with_tiny_models_on_cpu(tmp_path):
     given = {"OUT": str(tmp_path), "PYTHON": sys.executable, "SMALL": "1", "ROUNDS": "2", "SLOWER": "10"}
     environment = os.environ | given | {"XLA_FLAGS": flags_of_one_device()}
     subprocess.run(["bash", str(script)], env=environment, check=True)
-    found = json.loads((tmp_path / "gpu_session.json").read_text())
+    report = json.loads((tmp_path / "gpu_session.json").read_text())
     has_peer = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
     for name in ("step_mae", "step_vqgan", "step_diffusion"):
-        assert found[name]["layouts"]["1x1"]["step ms"] > 0, (tmp_path / "gpu_session.log").read_text()
+        assert report[name]["layouts"]["1x1"]["step ms"] > 0, (tmp_path / "gpu_session.log").read_text()
     for name in ("peer_mae", "peer_diffusion"):
-        assert (found[name] is not None) == bool(has_peer)
+        assert (report[name] is not None) == bool(has_peer)
 
 
 def test_interleaving_and_ratios_of_medians():
@@ -120,9 +120,9 @@ def test_pytorch_inception_matches_the_reference():
     state_dict = {key: torch.tensor(value) for key, value in filled(case, gain=True).items()}
     x = torch.nn.functional.interpolate(torch.tensor(case["x"]), (299, 299), mode="bilinear")
     with torch.inference_mode():
-        found = Inception(state_dict).features(2 * x - 1)
+        actual = Inception(state_dict).features(2 * x - 1)
     expected = case["gain/pool3"]
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("network, case", [("inception", "inception_fid"), ("resnet50", "resnet50_places")])
@@ -131,8 +131,8 @@ def test_random_networks_have_the_published_keys_and_shapes(network, case):
     published = description.get("state_dict") or description["keys"]
     published = {key.removeprefix("module."): tuple(shape) for key, shape, _ in published}
     expected = {key: x for key, x in published.items() if not key.endswith("num_batches_tracked")}
-    found = random_networks.CONVOLUTIONS[network]()[0]
-    assert {key: value.shape for key, value in found.items()} == expected
+    weights = random_networks.CONVOLUTIONS[network]()[0]
+    assert {key: value.shape for key, value in weights.items()} == expected
 
 
 @pytest.mark.parametrize(("name", "version"), [("digits_mae", "transformers"), ("digits_diffusion", "U-Net")])
@@ -182,7 +182,7 @@ def test_rehearsal_from_weights_to_report(tmp_path):
     assert all(0.1 < phase["gigabytes"] < 10 for phase in report["phases"])
     metrics = json.loads((tmp_path / "made/run/report/metrics.json").read_text())
     assert metrics["original_weights"]["sha256"] and metrics["config"]["unlearn"]["steps"] == 3
-    counts = {split: found["count"] for split, found in metrics["test_images"].items()}
+    counts = {split: images["count"] for split, images in metrics["test_images"].items()}
     assert counts == {"retain": 8, "forget": 8, "general": 8}
 
 

@@ -70,7 +70,7 @@ def test_user_defined_method_has_options_and_documentation(run_here, tmp_path, m
     assert code == 1 and "Did you mean config.unlearn.brighten.strength?" in errors
 
 
-PLACE = "{}={}: JAX cannot start there \\("
+PLACE = "{}={}: JAX cannot start on this platform \\("
 VALUE = "The environment variable {} is '{}', which JAX rejects: "
 
 

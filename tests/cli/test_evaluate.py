@@ -47,13 +47,13 @@ class Killed(BaseException):
 
 def dies_after(monkeypatch, blocks):
     """Kill the process after inpainting some blocks; return the list of inpainted blocks."""
-    inpainted, whole = [], Inpainter.__call__
+    inpainted, original_call = [], Inpainter.__call__
 
     def inpaint(self, params, images, set_name):
         if len(inpainted) == blocks:
             raise Killed
         inpainted.append((set_name, int(images.indices[0])))
-        return whole(self, params, images, set_name)
+        return original_call(self, params, images, set_name)
 
     monkeypatch.setattr(Inpainter, "__call__", inpaint)
     return inpainted
@@ -121,20 +121,20 @@ def test_metrics_match_the_pixels_for_any_batch_size(params, tmp_path):
     assert figures["psnr"] == pytest.approx((10 * np.log10(1 / mse)).mean(), rel=1e-5)
     low, high = result.first.sets["forget"].intervals["mse"]
     assert low < mse.mean() < high
-    shown = evaluation.shown["forget"].indices
-    np.testing.assert_allclose(result.shown["forget"], restored[shown], atol=1e-5)
+    indices = evaluation.shown["forget"].indices
+    np.testing.assert_allclose(result.shown["forget"], restored[indices], atol=1e-5)
     random = result.tasks["random_75"].sets["forget"].metrics
     assert random["mse"] != pytest.approx(figures["mse"], rel=0.01)
 
 
 def test_classifier_accuracy_and_metrics_per_class(params, tmp_path):
     evaluation = Evaluation(config(features="classifier"), tmp_path)
-    found = evaluation.evaluate(params[0], "m")
-    own = {name: real["balanced_accuracy"] for name, real in found.first.real_images.items()}
+    outcome = evaluation.evaluate(params[0], "m")
+    own = {name: real["balanced_accuracy"] for name, real in outcome.first.real_images.items()}
     assert own["retain"] > 0.9
-    classes = {name: result.classes for name, result in found.first.sets.items()}
+    classes = {name: result.classes for name, result in outcome.first.sets.items()}
     assert set(classes["retain"]) == {"0", "1"} and set(classes["forget"]) == {"8"}
-    assert classes["forget"]["8"]["mse"] == pytest.approx(found.metrics["forget"]["mse"])
+    assert classes["forget"]["8"]["mse"] == pytest.approx(outcome.metrics["forget"]["mse"])
     images = evaluation.shown["forget"]
     assert evaluation.correct(images.images, images.labels).dtype == bool
 
@@ -165,18 +165,18 @@ def test_program_writes_metrics_tables_and_images(evaluated):
 def test_compare_folders_without_a_model(evaluated, tmp_path):
     """With the PNG files of the program, metrics agree up to rounding to 8 bits."""
     images = evaluated[0] / "evaluation" / "images" / "retain"
-    found = program.evaluate_folders(images / "centre_8/original", images / "original", tmp_path)
-    assert found["images"]["count"] == found["reference"]["count"] == 91
+    actual = program.evaluate_folders(images / "centre_8/original", images / "original", tmp_path)
+    assert actual["images"]["count"] == actual["reference"]["count"] == 91
     expected = evaluated[1]["tasks"]["centre_8"]["original"]["retain"]["figures"]
-    assert found["figures"]["ssim"] == pytest.approx(expected["ssim"], abs=2e-3)
+    assert actual["figures"]["ssim"] == pytest.approx(expected["ssim"], abs=2e-3)
     # The mask is a quarter of the image; the rest is unchanged.
-    assert found["figures"]["mse"] == pytest.approx(expected["mse"] / 4, rel=0.01)
+    assert actual["figures"]["mse"] == pytest.approx(expected["mse"] / 4, rel=0.01)
     pairs = [
         [np.asarray(Image.open(path), float) / 255 for path in sorted((images / kind).iterdir())]
         for kind in ("centre_8/original", "original")
     ]
     by_hand = np.mean([np.square(a - b).mean() for a, b in zip(*pairs, strict=True)])
-    assert found["figures"]["mse"] == pytest.approx(by_hand, rel=1e-4)
+    assert actual["figures"]["mse"] == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_folders_with_different_names_and_sizes(tmp_path):
@@ -186,8 +186,8 @@ def test_folders_with_different_names_and_sizes(tmp_path):
         folder.mkdir()
         for name in names:
             Image.fromarray(rng.integers(0, 256, (size, 16, 3), np.uint8)).save(folder / f"{name}.png")
-    found = program.evaluate_folders(folders[0], folders[1], tmp_path / "out")
-    assert found["figures"] == {} and "in one only: 2, such as w" in found["not_available"]["psnr"]
+    result = program.evaluate_folders(folders[0], folders[1], tmp_path / "out")
+    assert result["figures"] == {} and "in one only: 2, such as w" in result["not_available"]["psnr"]
     with pytest.raises(UserError, match="x.png has 16×16 pixels and its original 16×20"):
         program.evaluate_folders(folders[0], folders[2], tmp_path / "out")
 

@@ -86,10 +86,10 @@ CLASSES = [
         for name in NOT_BOB
     ),
     *(([*PHOTOS, f"--config.data.forget={names}"], "names the class 'dora'") for names in WITH_DORA),
-    ([*PHOTOS, "--config.data.forget=[rest]"], "say which classes are to be forgotten"),
+    ([*PHOTOS, "--config.data.forget=[rest]"], "name the classes to forget"),
     ([*PHOTOS, "--config.data.forget=a\x1b[2J\rb"], r"names the class 'a\\x1b\[2J\\rb'"),
     ([*PHOTOS, "--config.data.forget="], "config.data.forget"),
-    ([*PHOTOS, "--config.data.forget=rest"], "say which classes are to be forgotten"),
+    ([*PHOTOS, "--config.data.forget=rest"], "name the classes to forget"),
     ([*PHOTOS, "--config.data.retain=bob"], "Classes both in config.data.retain and in config.data"),
     ([*PHOTOS, "--config.data.forget=@none.txt"], "the list of classes none.txt cannot be read"),
     ([*PHOTOS, "--config.data.forget=alice,bob,carol"], "config.data.retain"),
@@ -106,7 +106,7 @@ PATHS = [
     ([*PHOTOS, "--config.data.path=s3://bucket/photos"], "s3:// is not read"),
     ([*PHOTOS, "--config.data.path=no\x1b[2Jwhere"], r"path=no\\x1b\[2J"),
     ([*TABLE, "--config.data.path=url.csv"], "https://a.b/0.png: images are local files .* is not read"),
-    ([*TABLE, "--config.data.path=one_image.csv"], "names no test image: a class needs two images"),
+    ([*TABLE, "--config.data.path=one_image.csv"], "lists no test image: a class needs two images"),
     ([*TABLE, "--config.data.path=semicolons.csv"], "separated by commas, and is path;label"),
     ([*TABLE, "--config.data.path=photos"], "is a folder; the source 'csv' needs a"),
     ([*TABLE, "--config.data.path=no_label.csv"], "label"),
@@ -224,8 +224,8 @@ def place(tmp_path_factory):
     arrays = {"images": np.zeros((4, 8, 8, 3), np.uint8), "labels": np.arange(4) % 2}
     np.savez(folder / "words.npz", test=np.array(["True", "False"] * 2), **arrays)
     safetensors.numpy.save_file({"made.up": np.zeros((2, 3), np.float32)}, folder / "strange.safetensors")
-    whole = (folder / "strange.safetensors").read_bytes()
-    (folder / "truncated.safetensors").write_bytes(whole[:-5])
+    data = (folder / "strange.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(data[:-5])
     return folder
 
 
@@ -250,7 +250,7 @@ def test_user_errors_with_other_commands(
 ):
     monkeypatch.chdir(place)
     if program in (weights, prepare.main):
-        found = program(arguments), *capsys.readouterr()
+        result = program(arguments), *capsys.readouterr()
     else:
-        found = run_here(program, *arguments, f"--workdir={tmp_path / 'run'}")
-    check_message(*found, message)
+        result = run_here(program, *arguments, f"--workdir={tmp_path / 'run'}")
+    check_message(*result, message)

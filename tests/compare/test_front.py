@@ -96,10 +96,10 @@ def test_cells_run_once_in_parallel_and_are_reported_on_test_images(unlearned, t
         for name in ("original", *names)
     )
     before = original["errors"]
-    for split, told in lines["undo", "retain_budget_2"]["test"].items():
+    for split, reported in lines["undo", "retain_budget_2"]["test"].items():
         ratios = [np.mean(cell["errors"]["test"][split]) / np.mean(before["test"][split]) for cell in cells]
-        assert told["ratio"][0] == pytest.approx(np.median(ratios))
-        assert told["ratio"][1] < told["ratio"][0] < told["ratio"][2]
+        assert reported["ratio"][0] == pytest.approx(np.median(ratios))
+        assert reported["ratio"][1] < reported["ratio"][0] < reported["ratio"][2]
     ratios = [
         np.mean(c["errors"]["validation"]["retain"]) / np.mean(before["validation"]["retain"]) for c in cells
     ]

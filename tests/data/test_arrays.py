@@ -168,10 +168,10 @@ def test_other_numpy_files_are_rejected(tmp_path):
     with pytest.raises(UserError, match="has no array 'images'"):
         open_source(SourceConfig("npz", str(path)), "train", 8)
     np.savez_compressed(path, images=PIXELS, labels=NAMES)
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     with path.open("wb") as file:
         np.save(file, PIXELS)
-    for content in (whole[:200], whole[:60] + bytes(range(30)) + whole[90:], path.read_bytes()):
+    for content in (complete[:200], complete[:60] + bytes(range(30)) + complete[90:], path.read_bytes()):
         path.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read"):
             open_source(SourceConfig("npz", str(path)), "train", 8)

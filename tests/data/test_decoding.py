@@ -250,8 +250,8 @@ def huge(kind):
 JPEG, PNG = encoded(PICTURE, "JPEG"), encoded(PICTURE, "PNG")
 BROKEN = {
     "empty": (b"", "the file is empty"),
-    "a web page": (b"<html><body>403 Forbidden</body></html>", "no image format that is known"),
-    "PostScript, a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "no image format that"),
+    "a web page": (b"<html><body>403 Forbidden</body></html>", "unknown image format"),
+    "PostScript, a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "unknown image format"),
     "cut JPEG": (JPEG[: len(JPEG) // 2], "[Tt]runcated"),
     "JPEG without an end": (JPEG[:-200], "[Tt]runcated"),
     "head of a JPEG": (JPEG[:30], "."),

@@ -167,12 +167,12 @@ def test_digest_depends_on_names_and_sizes_not_on_location(tmp_path):
         return source_digest(open_folder(folder, split))
 
     names = [f"cat/{i}.jpg" for i in range(10)]
-    here = digest(write(tmp_path / "a", *names))
-    assert here == digest(f"{write(tmp_path / 'b', *names)}/") != digest(tmp_path / "a", "test")
+    base = digest(write(tmp_path / "a", *names))
+    assert base == digest(f"{write(tmp_path / 'b', *names)}/") != digest(tmp_path / "a", "test")
     (tmp_path / "b" / "cat" / "0.jpg").write_bytes(b"other")
-    assert (here, digest(tmp_path / "a", "test")) != (digest(tmp_path / "b"), digest(tmp_path / "b", "test"))
+    assert (base, digest(tmp_path / "a", "test")) != (digest(tmp_path / "b"), digest(tmp_path / "b", "test"))
     write(tmp_path / "a", "cat/10.jpg", "cat/11.jpg")
-    assert digest(tmp_path / "a") != here
+    assert digest(tmp_path / "a") != base
 
 
 def test_unreadable_folders_are_named(tmp_path, monkeypatch):
@@ -254,11 +254,11 @@ def open_table(tmp_path, *lines, split="train"):
         (["file,label", "a.jpg,cat"], "has no column 'path': its first line .* is file,label"),
         ([], "has no column 'path'.* is empty"),
         (["path,label,label", "bob/0.jpg,bob,bob"], "has two columns 'label'"),
-        (["path,label"], "names no image"),
+        (["path,label"], "lists no images"),
         (["path,label", "a.jpg,"], "line 2: path or label is missing"),
         (["path,label", "bob/0.jpg,bob", " ,bob"], "line 3: path or label is missing"),
         (["path,label,split", "a.jpg,cat,dev"], "line 2: split is 'dev'; known: train, test, val"),
-        (["path,label,split", "a.jpg,cat,train"], "names no test image"),
+        (["path,label,split", "a.jpg,cat,train"], "lists no test image"),
         (["path,label", "a.jpg,cat", "b.jpg,cat"], "1 of 1 files looked for do not exist, the first .*b.jpg"),
         (["path,label", "bob/0.jpg,bob", "bob/1.jpg,bob, jr"], "line 3 has 3 fields, but the header names 2"),
         (

@@ -113,7 +113,7 @@ def test_resume_within_an_epoch_with_workers(before, after):
 def test_resume_with_other_process_count(caplog):
     """Bad images are also replaced equally for any number of processes."""
     broken = [1, 5, 8, 21, 22, 39]
-    whole, _ = batches_of(from_files(broken), 5)
+    uninterrupted, _ = batches_of(from_files(broken), 5)
     parts = [batches_of(from_files(broken, process_index=p, process_count=4), 2) for p in range(4)]
     assert len({json.dumps(state) for _, state in parts}) == 1  # one checkpoint for all
     with caplog.at_level("INFO", "l2l_jax"):
@@ -124,7 +124,7 @@ def test_resume_with_other_process_count(caplog):
     for number in range(3):
         for split in SETS:
             joined = np.concatenate([half[number][split] for half in halves])
-            np.testing.assert_array_equal(joined, whole[2 + number][split])
+            np.testing.assert_array_equal(joined, uninterrupted[2 + number][split])
     assert "read by 4 processes and are now read by 2" in caplog.text and "with batch 3" in caplog.text
 
 
@@ -149,12 +149,12 @@ def test_process_reads_only_its_own_images():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_images_are_replaced(workers, tmp_path):
     """Batches stay full, other positions keep their image, and the list has the bad images."""
-    whole = colours(from_files(), 5)  # one epoch
-    seen = colours(from_files(broken=[3, 30], folder=tmp_path, workers=workers), 5)
-    at = np.isin(whole, [3, 30])
-    np.testing.assert_array_equal(seen[~at], whole[~at])
+    good = colours(from_files(), 5)  # one epoch
+    replaced = colours(from_files(broken=[3, 30], folder=tmp_path, workers=workers), 5)
+    at = np.isin(good, [3, 30])
+    np.testing.assert_array_equal(replaced[~at], good[~at])
     places = np.flatnonzero(at)
-    np.testing.assert_array_equal(seen[at], whole[(places + 20) % 40])  # half an epoch later
+    np.testing.assert_array_equal(replaced[at], good[(places + 20) % 40])  # half an epoch later
     listed = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
     assert {(row["set"], row["image"]) for row in listed} == {("retain", "image 3"), ("retain", "image 30")}
     assert all("runcated" in row["reason"] for row in listed)
@@ -177,7 +177,7 @@ def test_error_if_all_records_are_one_bad_file():
     stream = TrainingBatches(
         {"all": Same(6, range(6))}, 2, transforms={"all": TRANSFORMS["retain"]}, **kwargs
     )
-    with pytest.raises(UserError, match="No image could be found"):
+    with pytest.raises(UserError, match="There is no image to replace"):
         colours(stream, 1, "all")
 
 

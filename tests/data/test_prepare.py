@@ -65,7 +65,7 @@ def test_archives_in_the_official_layout(tmp_path, dataset):
         source = open_source(SourceConfig(dataset, str(tmp_path / "data")), split, 8)
         assert len(source) == count and all(source[i]["image"][:2] == b"\xff\xd8" for i in range(count))
     code, output, _ = run(dataset, tmp_path)
-    assert code == 0 and "is prepared already" in output
+    assert code == 0 and "is already prepared" in output
 
 
 @needs_tensorflow
@@ -93,7 +93,7 @@ def test_prepare_can_be_rerun_after_a_kill(tmp_path):
     code, output, errors = run("imagenet2012", tmp_path)
     assert code == 0, errors
     for left in lefts:
-        assert f"Removing what an interrupted run left: {left}" in output and not left.exists()
+        assert f"Removing leftovers of an interrupted run: {left}" in output and not left.exists()
     assert finished.exists()
     assert "3,000 train images\n3 test images" in output
 
@@ -113,7 +113,7 @@ def small_archives_with_much_to_write(folder):
 def test_damaged_archives_and_unknown_data_sets_are_user_errors(tmp_path, capsys):
     """Archives with the correct size and header, but truncated content."""
     assert prepare.main(["imagenet2013", f"--data_dir={tmp_path}"]) == 1
-    assert "Error: TensorFlow Datasets knows no data set 'imagenet2013'" in capsys.readouterr().err
+    assert "Error: TensorFlow Datasets has no data set 'imagenet2013'" in capsys.readouterr().err
     (tmp_path / "archives").mkdir()
     small_archives.imagenet(tmp_path / "archives")
     train = tmp_path / "archives" / "ILSVRC2012_img_train.tar"
@@ -122,7 +122,7 @@ def test_damaged_archives_and_unknown_data_sets_are_user_errors(tmp_path, capsys
         second = archive.getmembers()[1].offset_data
     train.write_bytes(content[: second + 600])
     code, _, errors = run("imagenet2012", tmp_path)
-    assert code == 1 and "An archive of imagenet2012 in" in errors and "Fetch it again." in errors
+    assert code == 1 and "An archive of imagenet2012 in" in errors and "Download it again." in errors
     assert "Traceback" not in errors
     assert not list((tmp_path / "data" / "imagenet2012").glob("incomplete.*"))
 
@@ -139,21 +139,21 @@ def test_failures_inside_tfds_are_explained(tmp_path):
 
     offline = explained(RuntimeError("no\n route"), requests.exceptions.ConnectionError("no route"))
     assert offline.startswith("coco/2017 could not be downloaded (no route).")
-    assert "fetch train2017.zip, val2017.zip, " in offline and offline.endswith("put them into /archives.")
-    assert "is damaged or another one" in explained(NonMatchingChecksumError("wrong checksum"))
+    assert "download train2017.zip, val2017.zip, " in offline and offline.endswith("put them into /archives.")
+    assert "is damaged or unexpected" in explained(NonMatchingChecksumError("wrong checksum"))
     assert "in /archives is damaged (torn)" in explained(RuntimeError("torn"), zipfile.BadZipFile("File"))
     assert explained(KeyError("n1")) == "coco/2017 could not be prepared: KeyError: 'n1'"
 
 
 def test_archive_sizes_match_tfds():
     tables = ("url_checksums/coco.txt", "datasets/places365_small/checksums.tsv")
-    known = {}
+    sizes = {}
     for table in tables:
-        known |= checksums.load_url_infos(tensorflow_datasets.core.tfds_path(table))
+        sizes |= checksums.load_url_infos(tensorflow_datasets.core.tfds_path(table))
     downloads = [a for archives in prepare.ARCHIVES.values() for a in archives if a.url]
     assert len(downloads) == 9
     for archive in downloads:
-        assert known[archive.url].size == archive.size and known[archive.url].filename == archive.name
+        assert sizes[archive.url].size == archive.size and sizes[archive.url].filename == archive.name
 
 
 def test_missing_and_damaged_archives_are_named(tmp_path, monkeypatch):
@@ -204,6 +204,6 @@ def test_required_archives_are_listed_first(tmp_path, capsys):
 def test_prepared_data_set_is_unchanged(prepared, capsys):
     assert prepare.main(["imagenet2012", f"--data_dir={prepared}"]) == 0
     output, _ = capsys.readouterr()
-    assert "is prepared already" in output and "9 train images\n3 test images" in output
+    assert "is already prepared" in output and "9 train images\n3 test images" in output
     assert f"--config.data.source=imagenet2012 --config.data.path={prepared}" in output
     assert (prepared / "imagenet2012" / "5.1.0" / "labels-train.npz").exists()

@@ -64,11 +64,11 @@ def test_workers_match_the_reader(open_pool):
     pool = open_pool(source, TRANSFORM, count=2)
     assert len(set(pool.process_ids)) == 2
     with ThreadPoolExecutor(2) as threads:
-        found = [square for half in threads.map(pool.read, (rows[:10], rows[10:])) for square in half]
+        squares = [square for half in threads.map(pool.read, (rows[:10], rows[10:])) for square in half]
     expected = Reader([source], [TRANSFORM], seed=0).read(rows)
     bad = expected.pop(3)
-    assert found.pop(3) == bad and bad.name == "image 3" and "runcated" in bad.reason
-    np.testing.assert_array_equal(found, expected)
+    assert squares.pop(3) == bad and bad.name == "image 3" and "runcated" in bad.reason
+    np.testing.assert_array_equal(squares, expected)
 
 
 def test_worker_exceptions_are_raised_in_the_parent(open_pool):

@@ -119,15 +119,15 @@ def test_general_set_excludes_forget_and_retain_classes():
 
 def test_fraction_of_retain_images():
     half = train(data(["alley"], train_per_class=20, retain_ratio=0.5), Many())
-    whole = train(data(["alley"], train_per_class=20), Many())
+    all_images = train(data(["alley"], train_per_class=20), Many())
     np.testing.assert_array_equal(np.bincount(half.retain.labels), [10, 0, 10, 10])
-    assert set(chosen(half.retain)) < set(chosen(whole.retain))
-    assert chosen(half.forget) == chosen(whole.forget)
+    assert set(chosen(half.retain)) < set(chosen(all_images.retain))
+    assert chosen(half.forget) == chosen(all_images.forget)
     np.testing.assert_array_equal(
         np.bincount(train(data(["alley"], retain_ratio=0.01), Many()).retain.labels), [1, 0, 1, 1]
     )
     assert len(evaluation_sets(data(["alley"], retain_ratio=0.5), Many()).retain) == 75
-    with pytest.raises(ValueError, match="leave out one of the two"):
+    with pytest.raises(ValueError, match="remove one of the two"):
         data(["alley"], proxy=("rest",), retain_ratio=0.5)
 
 
@@ -210,13 +210,13 @@ def names(source):
 def test_train_validation_and_test_are_a_partition():
     config = SourceConfig("digits", validation_fraction=0.15)
     parts = {split: open_source(config, split, 8) for split in ("train", "validation", "test")}
-    found = {split: names(source) for split, source in parts.items()}
-    assert not found["train"] & found["validation"] and not found["validation"] & found["test"]
-    assert found["train"] | found["validation"] == names(open_source(PLAIN, "train", 8))
-    assert found["test"] == names(open_source(PLAIN, "test", 8))
+    by_split = {split: names(source) for split, source in parts.items()}
+    assert not by_split["train"] & by_split["validation"] and not by_split["validation"] & by_split["test"]
+    assert by_split["train"] | by_split["validation"] == names(open_source(PLAIN, "train", 8))
+    assert by_split["test"] == names(open_source(PLAIN, "test", 8))
     before = np.bincount(open_source(PLAIN, "train", 8).labels)
     np.testing.assert_array_equal(np.bincount(parts["validation"].labels), np.rint(0.15 * before))
-    with pytest.raises(UserError, match="validation_fraction is 0, so that there are no validation images"):
+    with pytest.raises(UserError, match="validation_fraction is 0, so there are no validation images"):
         open_source(PLAIN, "validation", 8)
 
 
@@ -227,7 +227,7 @@ def test_validation_images_are_stable_when_files_are_added(tmp_path):
         path.write_bytes(b"x")
     config = SourceConfig("folder", str(tmp_path), test_fraction=0.25, validation_fraction=0.2)
     before = {split: names(open_source(config, split, 8)) for split in ("train", "validation", "test")}
-    assert [len(found) for found in before.values()] == [12, 3, 5]
+    assert [len(images) for images in before.values()] == [12, 3, 5]
     (tmp_path / "cat" / "new.jpg").write_bytes(b"x")
     after = names(open_source(config, "train", 8))
     assert len(before["train"] & after) >= 10  # an additional image shifts two boundaries by at most one

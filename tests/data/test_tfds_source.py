@@ -36,8 +36,8 @@ def test_imagenet_images_and_labels(prepared):
     count = collections.Counter(source.class_names[label] for label in source.labels)
     assert count == small_archives.IMAGENET_TRAIN
     source = opened(prepared, "imagenet2012", "test")  # a sea snake, an alp and a Shetland sheepdog
-    found = {record["name"][-13:-5]: source.class_names[record["label"]] for record in records(source)}
-    assert found == {"00000001": "n01751748", "00000002": "n09193705", "00000003": "n02105855"}
+    classes = {record["name"][-13:-5]: source.class_names[record["label"]] for record in records(source)}
+    assert classes == {"00000001": "n01751748", "00000002": "n09193705", "00000003": "n02105855"}
 
 
 def test_places_and_single_class_coco(prepared):
@@ -46,8 +46,8 @@ def test_places_and_single_class_coco(prepared):
     assert len(folders) == 7
     for name, class_name in folders.items():
         assert name.startswith("places365_small/train/data_256") and name.split("/")[4] == class_name
-    found = {r["name"][-12:]: test.class_names[r["label"]] for r in records(test)}
-    assert found == {"00000001.jpg": "beach", "00000002.jpg": "archive"}
+    classes = {r["name"][-12:]: test.class_names[r["label"]] for r in records(test)}
+    assert classes == {"00000001.jpg": "beach", "00000002.jpg": "archive"}
     train, test = opened(prepared, "coco/2017"), opened(prepared, "coco/2017", "test")
     assert train.class_names == ("coco",) and list(train.labels) == [0] * 4
     assert {r["image"] for r in records(train)} == {small_archives.picture(9 + i) for i in range(4)}
@@ -87,7 +87,7 @@ def test_unprepared_data_sets_are_user_errors(prepared):
     for name, message in (
         ("imagenet2013", "To prepare it, run: python -m l2l_jax.data.prepare imagenet2013 --data_dir="),
         ("imagenet2012:5.0.0", "prepare imagenet2012:5.0.0"),
-        ("coco", "config.data.source is 'coco'; prepared are coco/2017"),
+        ("coco", "config.data.source is 'coco'; prepared: coco/2017"),
         ("Digits!", "known sources: digits, .*, csv, or a TFDS.* Did you mean 'digits'"),
         ("foldr", "is neither one of digits, .*, csv.* Did you mean 'folder'"),
     ):

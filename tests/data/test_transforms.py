@@ -106,9 +106,9 @@ def test_randomness_depends_only_on_the_seed():
 def test_flip_half_of_training_images_and_no_test_images():
     picture = gradient(16, 16)
     flip = transform(flip=True)
-    seen = [flip(encoded(picture, "PNG"), (i,)) for i in range(200)]
-    mirrored = [np.array_equal(image, picture[:, ::-1]) for image in seen]
-    assert all(m or np.array_equal(image, picture) for m, image in zip(mirrored, seen, strict=True))
+    squares = [flip(encoded(picture, "PNG"), (i,)) for i in range(200)]
+    mirrored = [np.array_equal(image, picture[:, ::-1]) for image in squares]
+    assert all(m or np.array_equal(image, picture) for m, image in zip(mirrored, squares, strict=True))
     assert 65 < sum(mirrored) < 135  # five standard deviations
     np.testing.assert_array_equal(
         transform(flip=True, training=False)(encoded(picture, "PNG"), (0,)), picture
@@ -130,7 +130,7 @@ def test_large_jpegs_are_decoded_at_reduced_size():
     picture = np.asarray(Image.fromarray(noise(40, 50)).resize((500, 400), Image.Resampling.BICUBIC))
     file = encoded(picture, "JPEG", quality=95)
     small = transform(64)(file, (0,))
-    whole = resize(open_image(file).pixels(), Box(0, 0, 400, 500), 64)
-    assert (small != whole).any()
-    error = np.square(small.astype(float) - whole).mean()
+    full = resize(open_image(file).pixels(), Box(0, 0, 400, 500), 64)
+    assert (small != full).any()
+    error = np.square(small.astype(float) - full).mean()
     assert 10 * np.log10(255**2 / error) > 38

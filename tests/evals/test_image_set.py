@@ -31,10 +31,10 @@ def test_blocks_have_every_good_image_in_order():
 
 
 def test_subset_of_the_blocks():
-    whole = list(image_set(10).blocks(2))
+    all_blocks = list(image_set(10).blocks(2))
     shares = [list(image_set(10).blocks(2, slice(process, None, 3))) for process in range(3)]
     assert [[block.number for block in share] for share in shares] == [[0, 3], [1, 4], [2]]
-    assert shares[1][1].digest == whole[4].digest != whole[3].digest
+    assert shares[1][1].digest == all_blocks[4].digest != all_blocks[3].digest
     assert list(image_set(2).blocks(2, slice(1, None, 2))) == []
 
 
@@ -48,8 +48,8 @@ def test_digest_depends_on_images_labels_and_order():
 
 def test_image_grid_has_the_first_good_images_of_each_class():
     images = image_set(9, broken=[0, 4], labels=[0, 1, 2] * 3)
-    shown = images.first_of_each_class(2)
-    np.testing.assert_array_equal(shown.indices, [3, 6, 1, 7, 2, 5])  # 0 and 4 are skipped
-    np.testing.assert_array_equal(shown.labels, [0, 0, 1, 1, 2, 2])
+    selected = images.first_of_each_class(2)
+    np.testing.assert_array_equal(selected.indices, [3, 6, 1, 7, 2, 5])  # 0 and 4 are skipped
+    np.testing.assert_array_equal(selected.labels, [0, 0, 1, 1, 2, 2])
     many = image_set(40, labels=range(40)).first_of_each_class(1)
     assert len(many.labels) == SHOWN_CLASSES and (many.labels[0], many.labels[-1]) == (0, 39)

@@ -42,10 +42,10 @@ def test_rows_are_padded_to_batches_of_one_shape(batch_size, threads):
     runner = BatchedRunner(compute, batch_size, threads=threads)
     for count in (0, 1, 8, 11):
         x = np.random.default_rng(0).integers(0, 99, (count, 5))
-        found = runner(runner.place(np.int32(2)), {"x": x, "y": np.arange(count)})
-        np.testing.assert_array_equal(found["sum"], 2 * x.sum(axis=1) + np.arange(count))
-        np.testing.assert_array_equal(found["x"], x)
-        assert isinstance(found["x"], np.ndarray)
+        result = runner(runner.place(np.int32(2)), {"x": x, "y": np.arange(count)})
+        np.testing.assert_array_equal(result["sum"], 2 * x.sum(axis=1) + np.arange(count))
+        np.testing.assert_array_equal(result["x"], x)
+        assert isinstance(result["x"], np.ndarray)
     assert traced == [(batch_size, 5)]
 
 
@@ -53,20 +53,20 @@ def test_rows_are_padded_to_batches_of_one_shape(batch_size, threads):
 def test_reconstructions_do_not_depend_on_the_batches(name, one_device):
     (task,) = parse_tasks([name])
     images = np.random.default_rng(0).random((10, 16, 16, 3)).astype(np.float32)
-    whole, parts = (Inpainter(SMALL_MAE, task, batch_size=size, seed=0) for size in (16, 4))
-    expected = whole(whole.place(PARAMS), chosen(images, range(10)), "retain")
+    large, parts = (Inpainter(SMALL_MAE, task, batch_size=size, seed=0) for size in (16, 4))
+    expected = large(large.place(PARAMS), chosen(images, range(10)), "retain")
     inpainted = [
         parts(parts.place(PARAMS), chosen(images[rows], rows), "retain")
         for rows in ([0, 1, 2], [3], [4, 5, 6, 7, 8, 9])
     ]
     np.testing.assert_allclose(expected, np.concatenate(inpainted), atol=1e-6)
-    masks = whole.masks("retain", np.arange(10))
+    masks = large.masks("retain", np.arange(10))
     assert masks.shape == (10, 16, 16)
     np.testing.assert_array_equal(expected[~masks], images[~masks])
     assert (expected[masks] != images[masks]).any()
-    same_masks = (whole.masks("forget", np.arange(10)) == masks).all()
+    same_masks = (large.masks("forget", np.arange(10)) == masks).all()
     assert same_masks == (name == "centre_8")  # random masks differ between sets
-    gray = whole.masked(chosen(images, range(10)), "retain")
+    gray = large.masked(chosen(images, range(10)), "retain")
     assert (gray[masks] == 0.5).all() and (gray[~masks] == images[~masks]).all()
 
 

@@ -35,8 +35,8 @@ def test_ssim_matches_scikit_image():
     assert expected[0] > 0.7 and expected[2] < 0.3
     # scikit-image uses values unchanged; our range begins at the minimum.
     shifted = [np.float32(x) for x in (smooth, other)]
-    found = ssim(*shifted, (0.0, 2.0))
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    actual = ssim(*shifted, (0.0, 2.0))
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
     np.testing.assert_allclose(ssim(*(x - 1 for x in shifted), (-1.0, 1.0)), expected, atol=2e-5)
     with pytest.raises(ValueError, match="at least 11×11"):
         ssim(*(x[:, :10] for x in shifted), (0, 1))

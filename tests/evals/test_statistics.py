@@ -74,9 +74,9 @@ def test_kernel_distance_draws_without_replacement_and_by_seed():
 
 @pytest.mark.parametrize("splits", [1, 7, 10])
 def test_inception_score(splits):
-    found = inception_score(CASE["is_probs"], splits)
-    np.testing.assert_allclose(found, CASE[f"is64_splits{splits}"], rtol=1e-9)
-    np.testing.assert_allclose(found, CASE[f"is_splits{splits}"], rtol=1e-5)
+    result = inception_score(CASE["is_probs"], splits)
+    np.testing.assert_allclose(result, CASE[f"is64_splits{splits}"], rtol=1e-9)
+    np.testing.assert_allclose(result, CASE[f"is_splits{splits}"], rtol=1e-5)
 
 
 FEW = [(f, [shape, (5, 4)]) for f in (frechet_distance, kernel_distance) for shape in ((1, 4), (5, 3))]

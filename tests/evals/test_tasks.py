@@ -14,8 +14,8 @@ SMALL = MAE(image_size=16, patch_size=4)
 
 
 def task(name):
-    (found,) = parse_tasks([name])
-    return found
+    (parsed,) = parse_tasks([name])
+    return parsed
 
 
 # 4×4 of the 16×16 patches of 16 pixels; 8 pixels on every side.

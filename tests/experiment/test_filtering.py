@@ -66,24 +66,24 @@ def test_fit_and_apply_encoder_filter(run_here, one_device, tmp_path, place):
     assert caught["forget"].mean() > 0.15 > caught["retain"].mean()
 
     for action in ("refuse", "blur"):
-        found = tmp_path / action
-        said = call(
+        folder = tmp_path / action
+        printed = call(
             run_here,
             "apply",
             *CONFIG,
             work,
             f"--filter={path}",
             f"--input={place}",
-            f"--output={found}",
+            f"--output={folder}",
             f"--action={action}",
         )
-        rows = list(csv.DictReader((found / "decisions.csv").open()))
+        rows = list(csv.DictReader((folder / "decisions.csv").open()))
         blocked = [row["image"] for row in rows if float(row["score"]) > float(row["threshold"])]
         assert [row["image"] for row in rows if row["decision"] == action] == blocked
-        assert f"pass: {len(rows) - len(blocked)}, {action}: {len(blocked)}" in said
+        assert f"pass: {len(rows) - len(blocked)}, {action}: {len(blocked)}" in printed
         assert np.mean([name[0] in "56789" for name in blocked]) > 0.6
         for row in rows:
-            file = found / row["image"]
+            file = folder / row["image"]
             if row["decision"] == "pass":
                 assert file.read_bytes() == (place / row["image"]).read_bytes()
             elif action == "refuse":
@@ -137,13 +137,13 @@ def test_input_attacks_use_the_filtered_model(one_device, tmp_path):
     reader, mask = Reader(config), evaluation.inpainter.mask
     brightness = reader(params, tests.source, "forget")[0].mean(axis=1)
     direction = np.full(3, 1 / 3, np.float32)
-    found = Filter(direction, float(np.median(brightness)), {}, {})
-    guarded = reader.guard(params, found.part())
+    fitted = Filter(direction, float(np.median(brightness)), {}, {})
+    guarded = reader.guard(params, fitted.part())
     report = attack_filter(config, evaluation, tmp_path, params, (reader, guarded), "filtered")
     figures = {r["name"]: r["figures"]["unlearned"]["forget"]["mse"] for r in report["results"]}
     gray = np.square(tests.read(range(len(tests))).images[:, mask] - 0.5).mean(axis=(1, 2))
-    shown = evaluation.inpainter.errors(params, tests, "forget")
-    expected = np.where(brightness > np.median(brightness), gray, shown)
+    errors = evaluation.inpainter.errors(params, tests, "forget")
+    expected = np.where(brightness > np.median(brightness), gray, errors)
     assert figures[UNATTACKED][0] == pytest.approx(expected.mean(), rel=1e-3)
     assert {"view_noise", "view_gradient"} <= figures.keys()
     assert figures["view_gradient"][0] < figures[UNATTACKED][0]  # a darker image is accepted
@@ -152,9 +152,9 @@ def test_input_attacks_use_the_filtered_model(one_device, tmp_path):
 def test_recall_precision_and_false_positives_by_hand():
     """Three of four detected, one of eight false positives: with balanced sets, precision is 6/7."""
     scores = {"forget": np.array([0.0, 2, 3, 4]), "retain": np.array([0.5, 0, 0, 0, 0, 0, 0, 9])}
-    found = detection(scores, 1.0)
-    assert found["recall"][0] == 0.75 and found["false_alarms"][0] == 0.125
-    assert found["precision"][0] == pytest.approx(6 / 7)
+    result = detection(scores, 1.0)
+    assert result["recall"][0] == 0.75 and result["false_alarms"][0] == 0.125
+    assert result["precision"][0] == pytest.approx(6 / 7)
     # Of the 32 pairs, 0 exceeds none and ties with six; 2, 3 and 4 exceed seven each.
-    assert found["auc"][0] == pytest.approx((3 + 3 * 7) / 32)
-    assert all(low <= value <= high for value, low, high in found.values())
+    assert result["auc"][0] == pytest.approx((3 + 3 * 7) / 32)
+    assert all(low <= value <= high for value, low, high in result.values())

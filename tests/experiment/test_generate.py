@@ -92,11 +92,11 @@ def cut_off(folder, index, params=PARAMS):
 
 def test_interrupted_generation_resumes(tmp_path):
     """Only missing images are generated, unless the weights differ; the images are the same."""
-    whole, folder = made(tmp_path / "whole", Source()), tmp_path / "cut"
+    complete, folder = made(tmp_path / "whole", Source()), tmp_path / "cut"
     other = cut_off(folder, 17, {"encoder": PARAMS["encoder"] * 2})
     first, second = cut_off(folder, 10), cut_off(folder, 17)
     assert (set(other), set(first), set(second)) == ({"000000", "000001"}, {"000000"}, set(other))
     assert first["000000"] == second["000000"] != other["000000"]
     resumed = made(folder, Source())
     for index in range(COUNT):
-        np.testing.assert_array_equal(resumed[index]["image"], whole[index]["image"])
+        np.testing.assert_array_equal(resumed[index]["image"], complete[index]["image"])

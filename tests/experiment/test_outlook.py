@@ -58,10 +58,10 @@ def test_duration_estimates_use_the_images_of_each_phase(tmp_path):
     raw_config = {"pretrain.model.steps": 1000, "audit.attacks": "retain_tuning", "unlearn.steps": 300}
     attack = {"audit.retain_tuning": {"steps": 10, "batch_size": 4}}
     outlook = announced(tmp_path, **raw_config, **attack, **{"unlearn.batch_size": 32})
-    found = outlook.estimate(0.5)
+    estimate = outlook.estimate(0.5)
     validation, test, models = 100, 224, 3  # forget images, of 450 test images
     measured = 4 * (validation + test)  # after 10, 5, 2 and 1 steps
-    assert found == {
+    assert estimate == {
         "pretraining, model": 0.5 * 1000 * 64,
         "unlearning": 0.5 * 300 * 32 * 2,
         "retraining at least": pytest.approx(0.5 * 1.2 * 1000 * 64),

@@ -47,8 +47,8 @@ def test_stored_prototypes_are_reused(tmp_path):
     sets = training_sets(config(path), open_digits("train", 16))
     assert path.stat().st_mtime_ns == before
     ones = images[labels == "1"].reshape(3, -1) / 255
-    found = [sets.retain[i] for i in range(len(sets.retain)) if sets.retain.labels[i] == 1]
-    for record in found[:20]:
+    generated = [sets.retain[i] for i in range(len(sets.retain)) if sets.retain.labels[i] == 1]
+    for record in generated[:20]:
         mixture, *_ = np.linalg.lstsq(ones.T, record["image"].ravel(), rcond=None)
         np.testing.assert_allclose(mixture @ ones, record["image"].ravel(), atol=1e-5)
         np.testing.assert_allclose(mixture.sum(), 1, atol=1e-4)

@@ -98,8 +98,8 @@ def test_every_model_of_a_sequence_names_the_first(first, trained, tmp_path):
     assert read_card(two)["first_original"] == str(first[0])
     assert first_of_line("digits_mae") == "digits_mae"
 
-    found = budget_reference(started_from(two), two, first_of_line(two))
-    jax.tree.map(np.testing.assert_array_equal, found["encoder"], first[1]["encoder"])
+    reference = budget_reference(started_from(two), two, first_of_line(two))
+    jax.tree.map(np.testing.assert_array_equal, reference["encoder"], first[1]["encoder"])
     # The reference of the first model is the unlearned model: itself.
     assert budget_reference(started_from(first[0]), first[0], str(first[0])) is None
     assert budget_reference(digits_config(), "digits_mae", "digits_mae") is None
@@ -135,7 +135,7 @@ def test_validation_images_are_evenly_spaced():
     assert {split: len(x) for split, x in images.items()} == {"retain": 10, "forget": 10}
     for place, image in zip(np.linspace(0, len(source) - 1, 10).astype(int), images["retain"], strict=True):
         np.testing.assert_allclose(image, source[place]["image"], atol=1e-6)
-    with pytest.raises(UserError, match="config.data.validation_fraction is 0, so that there are no"):
+    with pytest.raises(UserError, match="config.data.validation_fraction is 0, so there are no"):
         validation_images(digits_config({"data.validation_fraction": 0.0}), 10)
 
 

@@ -70,11 +70,11 @@ def test_losses_and_gradients_of_every_family(method, family):
         np.testing.assert_allclose(metrics[term], plain_metrics[term], rtol=1e-4)
     checked = 0
     for path, factors in jax.tree_util.tree_leaves_with_path(moved[ADAPTER], is_leaf=lambda x: "down" in x):
-        slope, found = on_weights, gradient[ADAPTER]
+        slope, actual = on_weights, gradient[ADAPTER]
         for key in path:
-            slope, found = slope[key.key], found[key.key]
+            slope, actual = slope[key.key], actual[key.key]
         slope = np.reshape(np.asarray(slope), (-1, slope.shape[-1])).astype(float)
         for name, expected in (("down", slope @ factors["up"].T), ("up", factors["down"].T @ slope)):
-            np.testing.assert_allclose(found[name], expected, atol=1e-2 * np.abs(expected).max() + 1e-6)
+            np.testing.assert_allclose(actual[name], expected, atol=1e-2 * np.abs(expected).max() + 1e-6)
         checked += 1
     assert checked >= 4  # the dense kernels of one block

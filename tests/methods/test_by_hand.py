@@ -76,8 +76,8 @@ def undo(inputs):
     retain = 0.7 * hand.outputs(r["corrupted"], r["images"], 0.7)
     retain += 0.3 * hand.outputs(r["corrupted"], r["corrupted"] @ W0 @ V0, 0.3)
     forget = hand.outputs(f["corrupted"], f["images"], ALPHA)
-    seen = f.get("plain", f["corrupted"])
-    return hand, retain, forget + 0.4 * hand.features(seen, joined(f["noise"]), 0.4 * ALPHA)
+    features = f.get("plain", f["corrupted"])
+    return hand, retain, forget + 0.4 * hand.features(features, joined(f["noise"]), 0.4 * ALPHA)
 
 
 def relearn_aware(inputs):
@@ -129,9 +129,9 @@ def check(objective, by_hand):
     hand, retain, forget = by_hand(wide(inputs))
     np.testing.assert_allclose([metrics["retain"], metrics["forget"]], [retain, forget], rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], hand.loss, rtol=1e-5)
-    for part, found in gradient.items():
+    for part, actual in gradient.items():
         expected = hand.gradient[part]
-        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
     untrained = set(hand.gradient) - set(gradient)
     assert all(not hand.gradient[part].any() for part in untrained)
     return inputs
@@ -222,8 +222,8 @@ def test_devices_and_accumulation_match_one_step(name, kind):
         frozen = sharding.place({part: TEACHER[part] for part in objective.frozen}, mesh)
         state = create_state(student, optimizer, ema=False, alpha=ALPHA)
         config = TrainingConfig(steps=2, batch_size=32, learning_rate=0.1, accumulate=accumulate)
-        made = make_step(objective, optimizer, config, parallel, seed=3)
-        state, metrics = parallel.compile(made, state)(state, frozen, parallel.rows(batch))
+        train_step = make_step(objective, optimizer, config, parallel, seed=3)
+        state, metrics = parallel.compile(train_step, state)(state, frozen, parallel.rows(batch))
         return jax.device_get((state.params, metrics))
 
     params, metrics = run(1, 1, "jit")
@@ -249,10 +249,10 @@ def test_constrained_term_without_bounds_decreases_as_if_alone(term, opposed):
     if opposed:
         gradients["retain"] -= 2 * gradients["forget"]
     rule = Constrained(term)
-    found = rule.combine({}, gradients, np.float32(0))
+    result = rule.combine({}, gradients, np.float32(0))
     c = gradients[term].astype(float)
-    np.testing.assert_allclose(found, constrained(gradients[rule.objective], c, c @ c), rtol=1e-5, atol=1e-5)
-    assert found @ c >= (c @ c) * (1 - 1e-5)
+    np.testing.assert_allclose(result, constrained(gradients[rule.objective], c, c @ c), rtol=1e-5, atol=1e-5)
+    assert result @ c >= (c @ c) * (1 - 1e-5)
 
 
 @pytest.mark.parametrize("alpha, bound", [(0.0, 0.5), (0.25, 0.4), (1.0, 0.1), (7.0, 0.1)])
@@ -260,8 +260,8 @@ def test_constrained_term_without_bounds_decreases_as_if_alone(term, opposed):
 def test_constrained_term_with_bounds_decreases_above_epsilon(term, alpha, bound):
     c, o = np.float32([1, -2, 3]), np.float32([2, 1, -0.5])
     terms = {"forget": np.float32(term), "retain": np.float32(9)}
-    found = Constrained("forget", (0.1, 0.5)).combine(terms, {"forget": c, "retain": o}, np.float32(alpha))
-    np.testing.assert_allclose(found, constrained(o, c, (term - bound) * (c @ c)), rtol=1e-4, atol=1e-5)
+    result = Constrained("forget", (0.1, 0.5)).combine(terms, {"forget": c, "retain": o}, np.float32(alpha))
+    np.testing.assert_allclose(result, constrained(o, c, (term - bound) * (c @ c)), rtol=1e-4, atol=1e-5)
 
 
 def test_zero_gradient_does_not_divide_by_zero():

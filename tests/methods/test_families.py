@@ -66,16 +66,16 @@ def expected(method, model, student, teacher, inputs):
         def features(params):
             return terms(method, model, {**student, **params}, teacher, inputs)
 
-        found, pullback = jax.vjp(features, params)
-        return found, jax.vmap(pullback)((jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])))[0]
+        result, pullback = jax.vjp(features, params)
+        return result, jax.vmap(pullback)((jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])))[0]
 
-    found, slopes = jax.device_get(both(trained_parts(model, student)))
+    result, slopes = jax.device_get(both(trained_parts(model, student)))
     of_retain, of_forget = (jax.tree.map(lambda x, k=k: x[k], slopes) for k in (0, 1))
     weight = -ALPHA if method == "max_loss" else ALPHA
     if method == "epsilon":  # the forget term decreases as if it were alone
         o, c = (jax.flatten_util.ravel_pytree(x["encoder"])[0] for x in (of_retain, of_forget))
         weight = max((c @ c - c @ o) / (c @ c + 1e-7), 0)
-    return found, jax.tree.map(lambda x, y: x + weight * y, of_retain, of_forget)
+    return result, jax.tree.map(lambda x, y: x + weight * y, of_retain, of_forget)
 
 
 CELLS = cells(list(METHODS), MODELS, normal=[("undo", "mae")])
@@ -97,9 +97,9 @@ def test_loss_terms_and_gradients(method, family):
     weight = {"max_loss": -ALPHA, "epsilon": 0}.get(method, ALPHA)
     np.testing.assert_allclose(metrics["loss"], retain + weight * forget, rtol=2e-5)
     assert set(gradient) == set(objective.trained)
-    for part, found in gradient.items():
+    for part, actual in gradient.items():
         scale = max(np.abs(x).max() for x in jax.tree.leaves(slopes[part]))
-        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(slopes[part]), strict=True):
+        for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(slopes[part]), strict=True):
             np.testing.assert_allclose(x, y, atol=2e-4 * scale)
     assert all(x > 1e-4 for x in (retain, forget))
 

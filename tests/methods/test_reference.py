@@ -126,12 +126,12 @@ def test_palette(name):
     name = name.replace("encoder", "ours") if method == "encoder" else name
     np.testing.assert_allclose(metrics["loss"] / 2, PALETTE_CASE[f"loss/{name}"], rtol=3e-6)
     np.testing.assert_allclose(metrics["grad_norm"] / 2, PALETTE_CASE[f"gradnorm/{name}"], rtol=1e-5)
-    found = mapping.to_torch(UNET, gradient)
+    state_dict = mapping.to_torch(UNET, gradient)
     expected = [key for key in PALETTE_CASE._arrays.files if key.startswith(f"grad/{name}/")]
     assert expected
     for key in expected:
         scale = np.abs(PALETTE_CASE[key]).max()
-        half = found[key.removeprefix(f"grad/{name}/")] / 2
+        half = state_dict[key.removeprefix(f"grad/{name}/")] / 2
         np.testing.assert_allclose(half / scale, PALETTE_CASE[key] / scale, atol=1e-4, err_msg=key)
 
 

@@ -17,13 +17,13 @@ VALUES = {name: (scale * RNG.standard_normal((7, 11))).astype(np.float32) for na
 
 @pytest.mark.parametrize("share", [1e-9, 0.1, 1 / 3, 0.5, 0.9, 1.0])
 def test_largest_entries_of_all_arrays(share):
-    found = largest(VALUES, share)
+    result = largest(VALUES, share)
     magnitudes = sorted(np.abs(np.concatenate([x.ravel() for x in VALUES.values()])))
     count = max(1, round(share * len(magnitudes)))
     threshold = magnitudes[-count]
     for name, values in VALUES.items():
-        np.testing.assert_array_equal(found[name], np.abs(values) >= threshold)
-    assert sum(int(x.sum()) for x in found.values()) == count
+        np.testing.assert_array_equal(result[name], np.abs(values) >= threshold)
+    assert sum(int(x.sum()) for x in result.values()) == count
 
 
 def test_ties_are_selected_together_and_zeros_never():

@@ -42,16 +42,16 @@ def test_targets_other_than_noise(family, kind):
         }
         return views, forget_truth(model, params, views, key, kind, blur=0.25)
 
-    views, found = jax.jit(prepare)(params, batch, jax.random.key(0))
+    views, targets = jax.jit(prepare)(params, batch, jax.random.key(0))
     forget = np.asarray(batch["forget"])
     truth = (
         np.broadcast_to(batch["retain"].mean(axis=0), forget.shape)
         if kind == "mean"
         else np.asarray(blur(forget, model.image_size / 4))
     )
-    corrupted, before = found["corrupted"], views["forget"]["corrupted"]
+    corrupted, before = targets["corrupted"], views["forget"]["corrupted"]
     if family == "mae":
-        np.testing.assert_allclose(found["images"], truth, atol=1e-6)
+        np.testing.assert_allclose(targets["images"], truth, atol=1e-6)
         np.testing.assert_array_equal(corrupted["patches"], before["patches"])
     elif family == "mage":
         np.testing.assert_array_equal(corrupted["targets"], jax.jit(model.tokenize)(params, truth))
@@ -76,8 +76,8 @@ def test_target_options_of_methods(method):
     model, (batch,) = MODELS["mae"], images_of("mae", 1, 4)
     every = {"forget_every": 1} if method == "undo" else {}
     objective = METHODS[method](target="blur", target_blur=0.5, **every).objective(model)
-    found = prepared(objective, params_of(model), batch)["forget"]["images"]
-    np.testing.assert_allclose(found, blur(batch["forget"], 0.5 * model.image_size), atol=1e-6)
+    result = prepared(objective, params_of(model), batch)["forget"]["images"]
+    np.testing.assert_allclose(result, blur(batch["forget"], 0.5 * model.image_size), atol=1e-6)
 
 
 def test_unknown_target():

@@ -63,8 +63,8 @@ def test_layers_by_name_and_shape():
     chosen = {"attention": {"dense"}, "attention+convolution": {"dense", "conv"}}
     for layers, names in (chosen | {"all": {"dense", "conv", "stacked"}}).items():
         takes = takes_lora(SimpleNamespace(attention_layers=("dense",)), layers)
-        found = new_adapter(WEIGHTS, "lora", 2, jax.random.key(0), takes)["encoder"]
-        assert set(found) == names
+        adapter = new_adapter(WEIGHTS, "lora", 2, jax.random.key(0), takes)["encoder"]
+        assert set(adapter) == names
 
 
 def test_factor_has_variance_one_over_rank():
@@ -85,5 +85,5 @@ def test_norms_by_hand():
 
 
 def test_model_without_adaptable_weights_is_rejected():
-    with pytest.raises(ValueError, match="no weight of the model takes an adapter 'lora' of rank 9"):
+    with pytest.raises(ValueError, match="no weight of the model can be adapted by 'lora' of rank 9"):
         new_adapter(WEIGHTS, "lora", 9, jax.random.key(0))

@@ -37,8 +37,8 @@ def test_padding_token_has_no_effect(tokens):
     q, k, v = (rng.standard_normal((2, n, 3, 8), np.float32) for n in (tokens[0], tokens[1], tokens[1]))
 
     even = functools.partial(attend_even, implementation="xla")
-    found, expected = (with_gradients(attend)(q, k, v) for attend in (even, jax.nn.dot_product_attention))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, expected)
+    actual, expected = (with_gradients(attend)(q, k, v) for attend in (even, jax.nn.dot_product_attention))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), actual, expected)
 
 
 def test_many_queries_are_processed_in_chunks():
@@ -47,8 +47,8 @@ def test_many_queries_are_processed_in_chunks():
     q, k, v = (rng.standard_normal((1, tokens, 1, 2), np.float32) for tokens in (4096, 2048, 2048))
 
     program = with_gradients(attention).lower(q, k, v)
-    found, expected = program.compile()(q, k, v), with_gradients(jax.nn.dot_product_attention)(q, k, v)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, expected)
+    actual, expected = program.compile()(q, k, v), with_gradients(jax.nn.dot_product_attention)(q, k, v)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), actual, expected)
     assert "4096x2048" not in program.as_text()
 
 

@@ -41,8 +41,8 @@ def arrays(batch, height, width, channels, outputs, dtype=np.float32):
 @pytest.mark.parametrize(("channels", "outputs"), [(2, 5), (4, 4), (6, 3)])
 def test_weight_gradient(size, channels, outputs):
     x, gradient = arrays(3, 6, 7, channels, outputs)
-    found = compiled_gradient(x, gradient, size)
-    np.testing.assert_allclose(found, by_hand(x, gradient, size), rtol=1e-5, atol=1e-5)
+    result = compiled_gradient(x, gradient, size)
+    np.testing.assert_allclose(result, by_hand(x, gradient, size), rtol=1e-5, atol=1e-5)
 
 
 def in_strips(monkeypatch, places, lines):
@@ -55,8 +55,8 @@ def test_strips(monkeypatch, places, lines):
     """One line of an image; two lines; one, two, or all four complete images."""
     x, gradient = arrays(4, 8, 4, 3, 5)
     in_strips(monkeypatch, places, lines)
-    found = compiled_gradient(x, gradient, (3, 3))
-    np.testing.assert_allclose(found, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-5)
+    result = compiled_gradient(x, gradient, (3, 3))
+    np.testing.assert_allclose(result, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_is_reduced_over_devices_once():
@@ -72,9 +72,9 @@ def test_gradient_is_reduced_over_devices_once():
 
 def test_bfloat16_sums_in_float32():
     x, gradient = arrays(2, 16, 16, 3, 4, jnp.bfloat16)
-    found = compiled_gradient(x, gradient, (3, 3))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-4)
+    result = compiled_gradient(x, gradient, (3, 3))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-4)
 
 
 CONVOLUTIONS = {
@@ -100,9 +100,9 @@ def test_convolution_matches_flax(name):
     def loss(module):
         return jax.jit(jax.value_and_grad(lambda v, y: jnp.sin(module.apply(v, y)).sum(), argnums=(0, 1)))
 
-    found, expected = (jax.tree.leaves(loss(module)(variables, x)) for module in (ours, flax))
-    for leaf, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4)
+    actual, expected = (jax.tree.leaves(loss(module)(variables, x)) for module in (ours, flax))
+    for leaf, expected_leaf in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-4, atol=1e-4)
 
 
 def operations(platform, side=16):

@@ -86,8 +86,8 @@ def test_ddim_step_by_hand():
         expected = np.sqrt(h) * start + np.sqrt(1 - h) * direction
         step = jax.tree.map(lambda x, i=i: x[i], steps)
         given = np.float32([noisy, predicted, noisy])
-        found = diffusion.reverse_step(step, *given, value_range=(-0.7, 0.7))
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        actual = diffusion.reverse_step(step, *given, value_range=(-0.7, 0.7))
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 11])

@@ -27,8 +27,8 @@ def test_values(shape, groups):
     centered = grouped - grouped.mean(axis=(1, 3), keepdims=True)
     normal = centered / np.sqrt(np.square(centered).mean(axis=(1, 3), keepdims=True) + 1e-3)
     expected = normal.reshape(x.shape) * params["scale"] + params["bias"]
-    found = jax.jit(GroupNorm(groups, epsilon=1e-3).apply)({"params": params}, x)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    actual = jax.jit(GroupNorm(groups, epsilon=1e-3).apply)({"params": params}, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_flax(dtype, given):
         (_, y), grads = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(params, x)
         return jax.tree.leaves((y, grads))
 
-    for found, expected in zip(value_and_grads(ours), value_and_grads(theirs), strict=True):
-        assert found.dtype == expected.dtype
+    for actual, expected in zip(value_and_grads(ours), value_and_grads(theirs), strict=True):
+        assert actual.dtype == expected.dtype
         atol = 1e-4 if dtype != "bfloat16" and given == "float32" else 0.05
-        np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=1e-3, atol=atol)
+        np.testing.assert_allclose(np.float32(actual), np.float32(expected), rtol=1e-3, atol=atol)
 
 
 def test_mask_and_group_size():
@@ -90,5 +90,5 @@ def test_film_and_activation(shape, on_gpu, monkeypatch):
         y, transpose = jax.vjp(function, x, params, film)
         return jax.tree.leaves((y, transpose(weights)))
 
-    for found, expected in zip(*(jax.jit(both, static_argnums=0)(f) for f in (ours, theirs)), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    for actual, expected in zip(*(jax.jit(both, static_argnums=0)(f) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)

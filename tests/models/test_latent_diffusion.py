@@ -51,7 +51,7 @@ def test_corruption_by_hand(params, images):
     def corrupt(params, images):
         return model.corrupt_with(params, model.encode_images(params, images, MASK[None, ..., None]), draw)
 
-    found = corrupt(params, images)
+    corrupted = corrupt(params, images)
     small = MASK[::2, ::2]
     latents = []
     for x, noise in ((images, normal[1]), (np.where(MASK[..., None], 0, images), normal[2])):
@@ -59,29 +59,29 @@ def test_corruption_by_hand(params, images):
         latents.append(0.5 * (mean + np.exp(log_variance / 2) * noise - 0.25))
     alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[t][:, None, None, None]
     noisy = np.sqrt(alphas) * latents[0] + np.sqrt(1 - alphas) * normal[0]
-    np.testing.assert_allclose(found["inputs"][..., :4], noisy, atol=1e-5)
-    np.testing.assert_array_equal(found["inputs"][..., 4], np.broadcast_to(small, (4, 4, 4)))
-    np.testing.assert_allclose(found["inputs"][..., 5:], latents[1], atol=1e-5)
-    for name, given in (("words", found["prompt"]), ("pooled", found["added"]["pooled"])):
+    np.testing.assert_allclose(corrupted["inputs"][..., :4], noisy, atol=1e-5)
+    np.testing.assert_array_equal(corrupted["inputs"][..., 4], np.broadcast_to(small, (4, 4, 4)))
+    np.testing.assert_allclose(corrupted["inputs"][..., 5:], latents[1], atol=1e-5)
+    for name, given in (("words", corrupted["prompt"]), ("pooled", corrupted["added"]["pooled"])):
         np.testing.assert_array_equal(given, params["prompts"][name][numbers])
-    np.testing.assert_array_equal(found["added"]["sizes"], [[8, 8, 0, 0, 8, 8]] * 4)
+    np.testing.assert_array_equal(corrupted["added"]["sizes"], [[8, 8, 0, 0, 8, 8]] * 4)
     v = np.sqrt(alphas) * normal[0] - np.sqrt(1 - alphas) * latents[0]
     predicted = rng.standard_normal(v.shape)
-    losses = model.prediction_loss(predicted, images, found)
+    losses = model.prediction_loss(predicted, images, corrupted)
     np.testing.assert_allclose(losses, np.square(predicted - v).mean((1, 2, 3)), rtol=1e-4)
 
 
 def test_corruption_of_images_and_codes_is_equal_for_one_key(params, images):
     """All but the latents of the images; for codes, `precompute` runs the VAE and samples masks."""
     corrupt = jax.jit(SDXL.corrupt)
-    found, other = corrupt(params, images, KEY), corrupt(params, -images, KEY)
+    corrupted, other = corrupt(params, images, KEY), corrupt(params, -images, KEY)
     for name in ("timesteps", "noise", "mask", "prompt", "added"):
-        jax.tree.map(np.testing.assert_array_equal, found[name], other[name])
+        jax.tree.map(np.testing.assert_array_equal, corrupted[name], other[name])
     codes = jax.jit(SDXL.precompute)(params, images, KEY)
     assert codes.shape == (4, *SDXL.code.shape) and codes.dtype == SDXL.code.dtype
     same = corrupt({"prompts": params["prompts"]}, codes, KEY)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, same)
-    assert len(np.unique(found["timesteps"])) == 4 and len(np.unique(found["mask"], axis=0)) > 1
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), corrupted, same)
+    assert len(np.unique(corrupted["timesteps"])) == 4 and len(np.unique(corrupted["mask"], axis=0)) > 1
 
 
 inpaint = jax.jit(lambda model, params, images: model.inpaint(params, images, MASK, KEY), static_argnums=0)
@@ -95,10 +95,10 @@ def test_inpainting_by_hand(params, images, scale):
     In every run, weights/test_pipelines.py compares reconstructions without guidance with diffusers.
     """
     model = MODEL.replace(prompt="a photo", guidance_scale=scale)
-    found = inpaint(model, params, images)
-    np.testing.assert_array_equal(found[:, ~MASK], images[:, ~MASK])
+    result = inpaint(model, params, images)
+    np.testing.assert_array_equal(result[:, ~MASK], images[:, ~MASK])
     hidden = np.where(MASK[..., None], np.float32(np.nan), images)
-    np.testing.assert_array_equal(found, inpaint(model, params, hidden))
+    np.testing.assert_array_equal(result, inpaint(model, params, hidden))
     noise, posterior = (np.asarray(jax.random.normal(k, (4, 4, 4, 4))) for k in jax.random.split(KEY))
     mean, log_variance = moments(params, np.where(MASK[..., None], 0, images))
     masked = mean + np.exp(np.asarray(log_variance) / 2) * posterior
@@ -112,7 +112,7 @@ def test_inpainting_by_hand(params, images, scale):
         clean = (latents - np.sqrt(1 - alphas[t]) * e) / np.sqrt(alphas[t])
         then = alphas[max(before, 0)]
         latents = np.sqrt(then) * clean + np.sqrt(1 - then) * e
-    np.testing.assert_allclose(found[:, MASK], np.clip(decode(params, latents), -1, 1)[:, MASK], atol=1e-4)
+    np.testing.assert_allclose(result[:, MASK], np.clip(decode(params, latents), -1, 1)[:, MASK], atol=1e-4)
     assert MODEL.alternatives() == {"prompt a photo": MODEL.replace(prompt="a photo")}
 
 
@@ -167,9 +167,9 @@ def config(**model):
 
 
 def test_prompt_for_every_class():
-    found = config(prompts=("", "a photo of {class}"), unet={"heads": (4, 4, 4, 4)}).model
-    assert found.prompts == ("", "a photo of bob", "a photo of eve")
-    assert found.unet.heads[0] == 4 and found.unet.block_out_channels[0] == 320
+    model = config(prompts=("", "a photo of {class}"), unet={"heads": (4, 4, 4, 4)}).model
+    assert model.prompts == ("", "a photo of bob", "a photo of eve")
+    assert model.unet.heads[0] == 4 and model.unet.block_out_channels[0] == 320
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def test_published_sizes(fields, millions):
     sizes = UNetSizes(**fields)
     inputs = jnp.zeros((1, 8, 8, 9)), jnp.zeros(1), jnp.zeros((1, 1, sizes.cross_attention_dim))
     added = {"pooled": jnp.zeros((1, 1280)), "sizes": jnp.zeros((1, 6))}
-    found = unet_shapes(sizes, *inputs, added)
-    assert sum(x.size for x in jax.tree.leaves(found)) / 1e6 == pytest.approx(millions, abs=0.01)
+    shapes = unet_shapes(sizes, *inputs, added)
+    assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_autoencoder():

@@ -217,8 +217,8 @@ def test_tokenizer_is_trained_on_filled_and_complete_images(digits):
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
     stage = PAINTED.pretraining_stages()[0]
     inputs = jax.jit(stage.prepare)({}, images, jax.random.key(1))
-    whole, painted, hidden = map(np.asarray, inputs)
-    np.testing.assert_array_equal(whole, images)
+    complete, painted, hidden = map(np.asarray, inputs)
+    np.testing.assert_array_equal(complete, images)
     changed = np.any(painted != images, axis=-1, keepdims=True)
     np.testing.assert_array_equal(changed, pixels(hidden))
     assert 0 < hidden.mean() < 1

@@ -50,7 +50,7 @@ def test_conversion_round_trip():
 def test_mismatch_lists_unexpected_and_missing_keys():
     wrong = state_dict() | {"surplus": np.zeros(1, np.float32)}
     del wrong["token"]
-    with pytest.raises(UserError, match=r"Without a place in the model: surplus\..*value: token\."):
+    with pytest.raises(UserError, match=r"Unexpected keys: surplus\..*Missing keys: token\."):
         mapping.to_flax(TABLE, wrong, TARGET, 5)
 
 

@@ -149,7 +149,7 @@ def test_teacher_input_for_forget_images(digits, digit_images, where):
     model = DIGITS.replace(teacher_noise=where)
     key, noise = jax.random.key(3), np.full_like(digit_images, 0.5)
     corrupted = jax.device_get(corrupt(digits, digit_images, key))
-    found = jax.jit(model.corrupt_noise)(digits, digit_images, noise, key)
+    actual = jax.jit(model.corrupt_noise)(digits, digit_images, noise, key)
     mask, gamma = np.asarray(corrupted["mask"])[..., None], np.asarray(corrupted["gamma"]).reshape(4, 1, 1, 1)
     filling = np.where(mask, corrupted["inputs"][..., :1], digit_images)
     if where == "hole":
@@ -158,7 +158,7 @@ def test_teacher_input_for_forget_images(digits, digit_images, where):
         conditioning = np.where(mask, filling, noise)
         noisy = np.where(mask, np.sqrt(gamma) * 0.5 + np.sqrt(1 - gamma) * corrupted["noise"], noise)
     expected = np.concatenate([conditioning, noisy], axis=-1)
-    np.testing.assert_allclose(found["inputs"], expected, atol=5e-7)
+    np.testing.assert_allclose(actual["inputs"], expected, atol=5e-7)
 
 
 def test_noise_levels_are_uniform_over_the_steps():

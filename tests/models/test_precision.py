@@ -108,7 +108,7 @@ def test_gelu():
     np.testing.assert_allclose(gelu_by_erf(jnp.bfloat16(x)), exact, rtol=2**-6, atol=1e-3)
     for values in (x, jnp.bfloat16(x)):
         plain = functools.partial(jax.nn.gelu, approximate=False)
-        found, expected = (exact_jit(jax.vmap(jax.value_and_grad(f)))(values) for f in (gelu, plain))
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        actual, expected = (exact_jit(jax.vmap(jax.value_and_grad(f)))(values) for f in (gelu, plain))
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
     _, kept = jax.vjp(gelu, jnp.bfloat16(x))
     assert [leaf.shape for leaf in jax.tree.leaves(kept)] == [x.shape]

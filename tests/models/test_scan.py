@@ -59,8 +59,8 @@ def test_scan_gives_the_same_gradients(family, remats):
     for remat in remats:
         model = deep.replace(scan=True, remat=remat)
         assert jax.tree.structure(model.shapes()) == jax.tree.structure(params)  # the same when stored
-        found, looped = gradients(model, params, inputs)
-        close(found, expected)
+        actual, looped = gradients(model, params, inputs)
+        close(actual, expected)
         assert looped.as_text().count(" dot(") < 0.7 * plain.as_text().count(" dot(")  # two blocks, not four
 
 
@@ -74,9 +74,9 @@ def test_remat_needs_less_memory_for_the_same_gradients(family):
     model = MODELS[family].replace(**DEEPER[family])
     params = params_of(model)
     inputs = corrupted(family, params, 32)
-    (plain, whole), (again, less) = (
+    (plain, full), (again, less) = (
         gradients(model.replace(remat=remat), params, inputs, BARRIERS) for remat in (False, True)
     )
-    memory = [program.memory_analysis().temp_size_in_bytes for program in (whole, less)]
+    memory = [program.memory_analysis().temp_size_in_bytes for program in (full, less)]
     assert memory[1] < 0.8 * memory[0]
     close(again, plain)

@@ -25,22 +25,22 @@ def test_size_and_devices_of_each_kind():
 
     def function(x):
         total = jax.lax.psum(x, ("data", "fsdp"))
-        whole = jax.lax.all_gather(x, "fsdp", tiled=True)
+        gathered = jax.lax.all_gather(x, "fsdp", tiled=True)
         part = jax.lax.psum_scatter(x, "fsdp", tiled=True)
         turned = jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])
         swapped = jax.lax.all_to_all(x, "fsdp", 0, 0, tiled=True)
-        return total + whole.sum() + part.sum() + turned + swapped
+        return total + gathered.sum() + part.sum() + turned + swapped
 
-    found = {c.kind: c for c in compiled(function, (2, 4), 32)}
-    permuted = found.pop("collective-permute")
-    assert {kind: (c.size, c.devices) for kind, c in found.items()} == {
+    by_kind = {c.kind: c for c in compiled(function, (2, 4), 32)}
+    permuted = by_kind.pop("collective-permute")
+    assert {kind: (c.size, c.devices) for kind, c in by_kind.items()} == {
         "all-reduce": (96, 8),
         "all-gather": (4 * 96, 4),
         "reduce-scatter": (96 // 4, 4),
         "all-to-all": (96, 4),
     }
     assert permuted.size == permuted.sent == 96
-    sent = {kind: c.sent for kind, c in found.items()}
+    sent = {kind: c.sent for kind, c in by_kind.items()}
     assert sent == {
         "all-reduce": 2 * 96 * 7 / 8,
         "all-gather": 4 * 96 * 3 / 4,
@@ -56,9 +56,9 @@ def test_collectives_in_loops_are_counted_per_iteration():
 
         return jax.lax.scan(body, x, length=5)[0]
 
-    (found,) = compiled(function, (8, 1), 32)
-    assert (found.kind, found.size, found.devices, found.repeats) == ("all-reduce", 96, 8, 5)
-    assert summary([found]) == {"all-reduce": {"count": 5, "bytes_sent": 5 * 2 * 96 * 7 // 8}}
+    (op,) = compiled(function, (8, 1), 32)
+    assert (op.kind, op.size, op.devices, op.repeats) == ("all-reduce", 96, 8, 5)
+    assert summary([op]) == {"all-reduce": {"count": 5, "bytes_sent": 5 * 2 * 96 * 7 // 8}}
 
 
 def test_loop_of_unknown_length_is_an_error():
@@ -79,8 +79,8 @@ def test_notations_of_device_groups():
         "[2,4]<=[8]": 4,
         "mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x','y':(1)2}": 4,
     }.items():
-        (found,) = collectives(Program(line.replace("%s", groups)))
-        assert (found.devices, found.size) == (devices, 192)
+        (op,) = collectives(Program(line.replace("%s", groups)))
+        assert (op.devices, op.size) == (devices, 192)
     with pytest.raises(ValueError, match="cannot read the devices of"):
         collectives(Program(line.replace("replica_groups=%s", "nothing")))
 

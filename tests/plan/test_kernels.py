@@ -34,8 +34,8 @@ def test_kinds_bytes_and_operations():
 def test_values_between_libraries_and_other_kernels_cross_memory_twice(operation, crossings):
     """The fusion reads a product's result and writes an operand; one that only rearranges is avoidable."""
     text = HLO.replace(" convert(", f" {operation}(")
-    found = Program(text).handed_over(lambda instruction: instruction.target.startswith("__cu"))
-    assert found == crossings * 2 * 512 * 1024
+    result = Program(text).handed_over(lambda instruction: instruction.target.startswith("__cu"))
+    assert result == crossings * 2 * 512 * 1024
 
 
 def test_kernel_time_is_the_maximum_of_bytes_and_operations():

@@ -165,9 +165,9 @@ def test_plan_for_a_tpu_slice(config, monkeypatch):
     with pytest.raises(UserError, match="there is no such v5e slice"):
         described(parse_topology("v5e:3x3"))
     topology = parse_topology("v5e:2x2")
-    there = described(topology)
-    assert len(there) == 4
-    (planned,) = programs.programs(config, open_phase(config, "unlearn"), ["4x1"], there, ("step",))
+    devices = described(topology)
+    assert len(devices) == 4
+    (planned,) = programs.programs(config, open_phase(config, "unlearn"), ["4x1"], devices, ("step",))
     row = program_costs(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]

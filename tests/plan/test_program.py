@@ -12,12 +12,12 @@ HLO = pathlib.Path(__file__).with_name("loop.hlo").read_text()
 
 
 def test_on_chip_arrays_are_free_and_loops_count_per_iteration():
-    row, whole = 4 * 1024, 4 * 6 * 1024
+    row, array = 4 * 1024, 4 * 6 * 1024
     # Six iterations: a row is sliced out of the array by index and written; it is read, written into the
     # array in place, and summed.
     loop = 6 * (4 + row + row + row + row + 4)
     # Half of bf16[512] is moved once; two rows are gathered; broadcast and sum read and write.
-    assert Program(HLO).traffic == loop + 2 * 512 + 2 * row + (whole + 2 * whole) + 3 * whole
+    assert Program(HLO).traffic == loop + 2 * 512 + 2 * row + (array + 2 * array) + 3 * array
 
 
 NESTED = pathlib.Path(__file__).with_name("nested.hlo").read_text()

@@ -59,8 +59,8 @@ def with_tokens(record):
 def test_reduced_precision_has_larger_tolerances(record):
     record = with_tokens(record)
     other = {**record, "facts": {**record["facts"], "dtype": "bfloat16"}}
-    found = {row.quantity: row.tolerance for row in compare(record, other)}
-    assert found == {quantity: most for quantity, (_, most) in TOLERANCES.items() if most is not None}
+    result = {row.quantity: row.tolerance for row in compare(record, other)}
+    assert result == {quantity: most for quantity, (_, most) in TOLERANCES.items() if most is not None}
 
 
 @pytest.mark.parametrize(

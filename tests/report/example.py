@@ -36,24 +36,24 @@ def measured(mse, accuracy, count, rng):
     return {"mse": mse * errors / errors.mean(), "right": order < accuracy, "label": np.arange(count) % 5}
 
 
-def findings(known, model, count=1000):
+def findings(knowledge, model, count=1000):
     rng = np.random.default_rng(2 + model)
 
     def sets(mse, accuracy):
         return {name: measured(mse, accuracy, count, rng) for name in ("validation", "forget")}
 
-    found = {}
-    for name, (errors, accuracies) in known.items():
+    results = {}
+    for name, (errors, accuracies) in knowledge.items():
         end = sets(errors[model], accuracies[model])
-        first = [values[model] for values in known[UNATTACKED]]
+        first = [values[model] for values in knowledge[UNATTACKED]]
         halfway = sets((errors[model] * first[0]) ** 0.5, (accuracies[model] + first[1]) / 2)
-        found[name] = {"0": end} if name == UNATTACKED else {"25": halfway, "50": end}
+        results[name] = {"0": end} if name == UNATTACKED else {"25": halfway, "50": end}
     retain = measured((0.030, 0.035, 0.031)[model], 0.8, count, rng)
-    found[UNATTACKED]["0"]["retain"] = retain
+    results[UNATTACKED]["0"]["retain"] = retain
     probe = sets(1, (0.86, 0.83, 0.82)[model])
-    found["linear_probe"] = {"norm": {n: {k: s[k] for k in ("right", "label")} for n, s in probe.items()}}
-    found["membership"] = {"0": {n: {"mse": rng.gamma(2, size=100)} for n in ("members", "others")}}
-    return found
+    results["linear_probe"] = {"norm": {n: {k: s[k] for k in ("right", "label")} for n, s in probe.items()}}
+    results["membership"] = {"0": {n: {"mse": rng.gamma(2, size=100)} for n in ("members", "others")}}
+    return results
 
 
 FACTS = {"origin": "fashion_mae_retrained", "count": 1, "ratio": [1.02, 0.99, 1.05], "images": "validation"}
@@ -61,9 +61,9 @@ FACTS |= {"fair": True, "seeds": None}
 
 
 @functools.cache
-def concluded(known, roles):
+def concluded(knowledge, roles):
     """Return the audit of models with given knowledge, as items of a dictionary."""
-    models = {role: [findings(dict(known), MODELS.index(role))] for role in roles}
+    models = {role: [findings(dict(knowledge), MODELS.index(role))] for role in roles}
     return conclude({"retrained": [], **models}, LINES, FACTS if "retrained" in roles else None)
 
 

@@ -11,8 +11,8 @@ from l2l_jax.report.write import write_report
 from tests.report.example import HIDDEN, drawings, report
 
 
-def first(made):
-    return sentences(made)[0]
+def first(example):
+    return sentences(example)[0]
 
 
 NAMES = "sandal, shirt, sneaker, bag and boot"
@@ -40,13 +40,13 @@ def test_headline_reports_a_missed_budget():
 
 
 def test_headlines_of_other_verdicts():
-    known = {**HIDDEN, "no_attack": ((0.031, 0.031, 0.065), (0.66, 0.66, 0.27))}
-    assert first(report(known)).startswith("Not forgotten: without any attack the model knows more")
+    knowledge = {**HIDDEN, "no_attack": ((0.031, 0.031, 0.065), (0.66, 0.66, 0.27))}
+    assert first(report(knowledge)).startswith("Not forgotten: without any attack the model knows more")
     close = {**HIDDEN, "relearning_25": ((0.05, 0.0535, 0.058), (0.70, 0.54, 0.54))}
-    said = first(report(close))
+    headline = first(report(close))
     assert (
-        said.startswith("Undecided: after one attack (25 forget images")
-        and "test images would decide" in said
+        headline.startswith("Undecided: after one attack (25 forget images")
+        and "test images would decide" in headline
     )
     several = report(close)
     several["audit"]["verdict"]["unsettled_attacks"] = ["relearning_25", "retain_tuning"]
@@ -56,9 +56,9 @@ def test_headlines_of_other_verdicts():
 
 
 def test_headline_without_a_retrained_model_or_audit():
-    said = sentences(report(HIDDEN, retrained=False))
-    assert "After the strongest attack (25 forget images, 50 steps) its masked MSE is 1.48 times" in said[0]
-    assert "--config.audit.retrained=train" in said[-1]
+    text = sentences(report(HIDDEN, retrained=False))
+    assert "After the strongest attack (25 forget images, 50 steps) its masked MSE is 1.48 times" in text[0]
+    assert "--config.audit.retrained=train" in text[-1]
     assert first(report(audited=False)).startswith("Not audited. A classifier recognizes sandal")
 
 
@@ -69,16 +69,16 @@ def test_console_starts_with_the_headline_and_shortens_long_lists():
 
 
 def test_tables_have_the_metrics():
-    made = report(HIDDEN)
-    rows = attack_table(made["audit"]).text("github").splitlines()
+    example = report(HIDDEN)
+    rows = attack_table(example["audit"]).text("github").splitlines()
     assert "| more" in rows[-1] and "| no more" in rows[-2] and "0.0460 0.04" in rows[-1]
-    assert len(class_table(made).rows) == 5
-    assert [row.titles for row in task_table(made).rows] == [
+    assert len(class_table(example).rows) == 5
+    assert [row.titles for row in task_table(example).rows] == [
         ("centre 8/16, prompt a bag", split) for split in ("retain", "forget")
     ]
-    titles = [row.titles[0] for row in evidence_table(made["audit"]).rows]
+    titles = [row.titles[0] for row in evidence_table(example["audit"]).rows]
     assert "membership by masked MSE: AUC" in titles and "linear probe of norm: accuracy" in titles
-    csv = to_csv(made).splitlines()
+    csv = to_csv(example).splitlines()
     assert ",unlearned,retain,psnr,20.0,18.0,22.0" in csv
     assert [line for line in csv if line.startswith("relearning_25,unlearned,forget,excess_by_error,")]
     assert [line for line in csv if line.startswith("no_attack,unlearned,forget,depth_by_error,")]
@@ -90,10 +90,10 @@ ODD = ("cost in $, paid in $", "犬と猫", "a" * 200, "caf\udce9", "<b>&amp;")
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "report"
-    made, bad = report(HIDDEN, names=ODD), {"a.jpg": "it ends too early"}
-    made["test_images"]["retain"]["skipped"] = bad
-    made["bad_training_images"] = {"unlearn": {"forget": bad}}
-    write_report(folder, made, drawings(ODD))
+    example, bad = report(HIDDEN, names=ODD), {"a.jpg": "it ends too early"}
+    example["test_images"]["retain"]["skipped"] = bad
+    example["bad_training_images"] = {"unlearn": {"forget": bad}}
+    write_report(folder, example, drawings(ODD))
     return folder / "report.html"
 
 
@@ -115,8 +115,8 @@ def test_rerun_keeps_the_costs_of_the_first_run(html, tmp_path, monkeypatch):
     monkeypatch.setattr("l2l_jax.report.write.draw", lambda *_: {})
     monkeypatch.setattr("l2l_jax.report.write.page", lambda *_: "")
     again = {**report(), "durations_seconds": {"unlearn": 0.1, "evaluate": 3.0}, "peak_memory_gib": 0.5}
-    for made in (report(), again):
-        kept = write_report(tmp_path, made, drawings())
+    for example in (report(), again):
+        kept = write_report(tmp_path, example, drawings())
     assert kept["durations_seconds"] == {"unlearn": 20.0, "audit": 90.0, "evaluate": 3.0}
     assert kept["peak_memory_gib"] == 1.2
     assert write_report(tmp_path, {**again, "seed": 1}, drawings())["peak_memory_gib"] == 0.5
@@ -149,12 +149,12 @@ def test_browser_renders_without_errors_and_network(browser, html, width):
     browser.get(html.as_uri())
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert asked and not [url for url in asked if not url.startswith(("file:", "data:"))]
+    requests = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert requests and not [url for url in requests if not url.startswith(("file:", "data:"))]
     sizes = browser.execute_script(
         "return [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
     )
-    assert len(sizes) == 7 and all(real > 0 and 0 < shown <= width for real, shown in sizes)
+    assert len(sizes) == 7 and all(real > 0 and 0 < displayed <= width for real, displayed in sizes)
     # The page itself does not scroll horizontally; wide tables scroll within their container.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     verdict, examples = browser.execute_script(

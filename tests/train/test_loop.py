@@ -147,14 +147,14 @@ def test_training_works_outside_the_main_thread(uninterrupted, tmp_path):
 
 def test_nothing_is_compiled_after_the_first_step(tmp_path):
     """This includes eager operations, which are also compiled at first use."""
-    seen, compiled = [], []
+    batches, compiled = [], []
 
     def listen(event, seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
 
     def count(number, fetch):
-        seen.append(len(compiled))
+        batches.append(len(compiled))
         return fetch()
 
     fresh = loop.Trainer("unlearn", OBJECTIVE, CONFIG, seed=1, mesh=MESH)
@@ -164,7 +164,7 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     # The first step is compiled before batch 2; 12 steps, 3 checkpoints and 6 log lines follow.
-    assert seen[0] < seen[1] and seen[1:] == [seen[1]] * 11 and len(compiled) == seen[1]
+    assert batches[0] < batches[1] and batches[1:] == [batches[1]] * 11 and len(compiled) == batches[1]
 
 
 def test_uint8_images_are_scaled_on_the_devices(tmp_path):
@@ -219,7 +219,7 @@ def test_tensorboard_files_and_truncated_lines(finished, tmp_path):
 
 
 def test_trainer_yields_intermediate_models_and_is_traced_once(tmp_path):
-    traced, seen = [], {}
+    traced, models = [], {}
 
     def prepare(*arguments):
         traced.append(1)
@@ -232,12 +232,12 @@ def test_trainer_yields_intermediate_models_and_is_traced_once(tmp_path):
     results = []
     for folder, steps in {"unseen": (), "seen": (7, 12)}.items():
         batches = image_batches(side=2)
-        hooks = [Observe(steps, seen.__setitem__)]
+        hooks = [Observe(steps, models.__setitem__)]
         results.append(
             trainer.train(loop.TrainRun(TEACHER, batches, tmp_path / folder, alpha=0.5, hooks=hooks))
         )
     short = loop.TrainRun(TEACHER, image_batches(side=2), tmp_path / "short", alpha=0.5, steps=7)
-    assert_identical(trainer.train(short), seen[7])
-    assert list(seen) == [7, 12] and len(traced) == 1
+    assert_identical(trainer.train(short), models[7])
+    assert list(models) == [7, 12] and len(traced) == 1
     assert_identical(*results)  # observing has no effect
-    assert_identical(seen[12], results[1])
+    assert_identical(models[12], results[1])

@@ -165,9 +165,9 @@ def test_every_family(family, kind, tmp_path):
     model, params = MODELS[family], params_of(MODELS[family])
     objective = adapt(Ntk(damping=0.1, iterations=60, batches=1).objective(model), kind, 1)
     (batch,) = images_of(family, 1, 16)
-    found = solved(objective, params, Batches([batch]), tmp_path, counts={})
+    actual = solved(objective, params, Batches([batch]), tmp_path, counts={})
     start = objective.initial(params, jax.random.key(3))[ADAPTER]
-    move, _ = jax.flatten_util.ravel_pytree(jax.tree.map(np.subtract, found[ADAPTER], start))
+    move, _ = jax.flatten_util.ravel_pytree(jax.tree.map(np.subtract, actual[ADAPTER], start))
     expected = dense(objective, params, batch)
     scale = np.abs(expected).max()
     assert scale > 1e-4

@@ -58,12 +58,12 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs():
-    made = {}
+    by_layout = {}
 
     def get(family, layout):
-        if (family, layout) not in made:
-            made[family, layout] = Run(family, *LAYOUTS.get(layout, ("jit", 1, 1)))
-        return made[family, layout]
+        if (family, layout) not in by_layout:
+            by_layout[family, layout] = Run(family, *LAYOUTS.get(layout, ("jit", 1, 1)))
+        return by_layout[family, layout]
 
     return get
 
@@ -97,21 +97,21 @@ def test_every_layout_matches_one_device(runs, family, layout):
 def test_no_row_of_a_batch_leaves_its_device(runs, family, layout):
     """Devices only reduce gradients and scalars, and gather split parameters."""
     run, ways = runs(family, layout), LAYOUTS[layout][2]
-    found = collectives(Program(run.step.as_text()))
+    operations = collectives(Program(run.step.as_text()))
     params = [x.shape for x in jax.tree.leaves(run.first)]
     split = [s for s in params if sharding.parameter_spec(s, ways) != P()]
     assert bool(split) == (ways > 1)
-    assert {c.kind for c in found} == ({"all-reduce", "all-gather"} if split else {"all-reduce"})
-    gathered = [shape for c in found if c.kind == "all-gather" for shape in c.shapes]
+    assert {c.kind for c in operations} == ({"all-reduce", "all-gather"} if split else {"all-reduce"})
+    gathered = [shape for c in operations if c.kind == "all-gather" for shape in c.shapes]
     teacher = split  # the frozen encoder has the same shapes
     assert sorted(set(gathered)) == sorted(set(split)) and len(gathered) == len(split + teacher)
     sizes = {math.prod(s) for s in params} | {math.prod(s) // n for s in split for n in (2, 4, 8)}
     sizes |= {1, 2}  # metrics, and both loss terms together
-    summed = [math.prod(shape) for c in found if c.kind == "all-reduce" for shape in c.shapes]
+    summed = [math.prod(shape) for c in operations if c.kind == "all-reduce" for shape in c.shapes]
     assert set(summed) <= sizes
     if ways == 1:  # every gradient is reduced once (under jit once per accumulated part), and some scalars
         parts = ACCUMULATE.get(family, 1) if layout == "8x1" else 1
-        elements = sum(c.size * c.repeats for c in found) / 4
+        elements = sum(c.size * c.repeats for c in operations) / 4
         # A bias of conv1 and that of the time embedding share a gradient, which may be reduced once for both.
         twins = [
             x.size for name, x in flatten_dict(run.first, sep="/").items() if "time_emb_proj/bias" in name

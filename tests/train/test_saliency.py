@@ -118,10 +118,10 @@ def test_initial_weights_affect_only_salient_weights(tmp_path):
 
 
 def test_interrupted_run_resumes_with_its_mask(tmp_path, monkeypatch):
-    whole = trained_by(linear_objective(), tmp_path / "whole", Batches(ROWS))
+    uninterrupted = trained_by(linear_objective(), tmp_path / "whole", Batches(ROWS))
     with pytest.raises(KeyboardInterrupt):
         trained_by(linear_objective(), tmp_path / "cut", Batches(ROWS, crash_at=6))
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["4"]
     monkeypatch.setattr(loop, "salient_weights", None)  # the mask is not recomputed
     after = trained_by(linear_objective(), tmp_path / "cut", Batches(ROWS))
-    jax.tree.map(np.testing.assert_array_equal, after, whole)
+    jax.tree.map(np.testing.assert_array_equal, after, uninterrupted)

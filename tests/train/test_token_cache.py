@@ -64,9 +64,9 @@ def noise_of(batch, step):
 def test_codes_match_each_step(bank, params):
     for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
         assert set(codes) == {"retain", "forget", "noise"}
-        for name, shown in {**pixels, "noise": noise_of(pixels, step)}.items():
+        for name, pixel_values in {**pixels, "noise": noise_of(pixels, step)}.items():
             assert codes[name].dtype == np.uint16 and codes[name].shape == (BATCH, MODEL.tokens)
-            np.testing.assert_array_equal(codes[name], tokenize(params, shown))
+            np.testing.assert_array_equal(codes[name], tokenize(params, pixel_values))
 
 
 def prepared_by(objective, params):
@@ -142,13 +142,13 @@ def test_bank_of_noise_only(params, mesh, tmp_path):
     bank = open_token_cache(tmp_path, cfg, MODEL, params, images(), seed=SEED, mesh=mesh)
     objective = METHODS["encoder"]().objective(MODEL)
     assert cached_objective(objective, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for images
-    shown, found = [], []
+    noises, codes = [], []
     for step, pixels, batch in zip(range(2), images(), bank, strict=False):
         np.testing.assert_array_equal(batch["retain"], pixels["retain"])
-        shown += [*np.asarray(tokenize(params, noise_of(pixels, step)))]
-        found += [*batch["noise"]]
-    np.testing.assert_array_equal(found[:12], shown[:12])
-    assert {tuple(row) for row in found[12:]} <= {tuple(row) for row in found[:12]}  # the pool repeats
+        noises += [*np.asarray(tokenize(params, noise_of(pixels, step)))]
+        codes += [*batch["noise"]]
+    np.testing.assert_array_equal(codes[:12], noises[:12])
+    assert {tuple(row) for row in codes[12:]} <= {tuple(row) for row in codes[:12]}  # the pool repeats
 
 
 def test_signal_stops_the_bank_and_it_resumes(params, mesh, bank, tmp_path, monkeypatch):

@@ -32,9 +32,9 @@ def test_errors_match_numpy_on_any_layout(layout):
     mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
     errors = MaskedErrors(Blurred, MASK, images, rows=8, seed=5, parallel=make_parallel(mesh, kind))
     params = sharding.place({"gain": np.float32(0.7)}, mesh)
-    found = errors.finish(errors.start(params))
+    result = errors.finish(errors.start(params))
     keys = iter(jax.vmap(lambda n: jax.random.fold_in(jax.random.key(5), n))(np.arange(13)))
     for split, originals in images.items():
         noise = np.stack([jax.random.normal(next(keys), (1, 8, 8, 3))[0] for _ in originals])
         restored = 0.7 * originals.mean(axis=(1, 2), keepdims=True) + noise
-        np.testing.assert_allclose(found[split], masked_mse(originals, restored, MASK), rtol=1e-5)
+        np.testing.assert_allclose(result[split], masked_mse(originals, restored, MASK), rtol=1e-5)

@@ -41,7 +41,7 @@ def test_running_process_keeps_its_folder_and_killed_process_loses_it(tmp_path):
     other = forking.start("-c", HOLD, tmp_path)
     while not (tmp_path / LOCK).exists():
         time.sleep(0.01)
-    with pytest.raises(UserError, match=f"still going .process {other.pid} on .*Use another --workdir"):
+    with pytest.raises(UserError, match=f"still active .process {other.pid} on .*Use another --workdir"):
         claim(tmp_path)
     other.kill()
     other.communicate()
@@ -70,7 +70,7 @@ def test_lock_of_another_machine_is_valid_while_renewed(tmp_path):
 
     thread = threading.Thread(target=renew)
     thread.start()
-    with pytest.raises(UserError, match="still going .process .* on node7, since 2026"):
+    with pytest.raises(UserError, match="still active .process .* on node7, since 2026"):
         claim(tmp_path)
     ended.set()
     thread.join()

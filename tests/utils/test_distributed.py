@@ -89,7 +89,7 @@ def test_single_process_does_not_initialize_jax_distributed():
     ("process", "message"),
     [
         (1, r"Error: Process 1 does not reach process 0 at --coordinator=127.0.0.1:\d+ .*waited 2 s"),
-        (0, r"Error: Not all of the 2 processes came to 127.0.0.1:\d+; waited 2 s .*--num_processes=2"),
+        (0, r"Error: Not all of the 2 processes joined at 127.0.0.1:\d+; waited 2 s .*--num_processes=2"),
     ],
 )
 def test_timeout_of_missing_processes_is_explained(process, message):

@@ -146,14 +146,14 @@ def test_damaged_entries_are_recomputed(tmp_path, monkeypatch, value):
     cache = ResultCache(tmp_path / "cache", {})
     cache.put("0", value)
     (path,) = (tmp_path / "cache").glob("0.*")
-    whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"PK" + bytes(100), b"\xff", b"[]", b"{}"):
+    content = path.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"PK" + bytes(100), b"\xff", b"[]", b"{}"):
         path.write_bytes(damaged)
         assert cache.get("0") is None
         with pytest.raises(FileNotFoundError, match="missing or damaged"):
             cache.join(["0"], "mse")
     calls = []
     for _ in range(2):
-        found = cache.get_or_compute("0", lambda: calls.append(1) or value, stamp=1)
-        assert json.dumps(found, default=list) == json.dumps(value, default=list)
+        result = cache.get_or_compute("0", lambda: calls.append(1) or value, stamp=1)
+        assert json.dumps(result, default=list) == json.dumps(value, default=list)
     assert calls == [1]

@@ -40,9 +40,9 @@ def test_arrays_are_gathered_to_the_host():
     values = np.arange(16.0)
     devices = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
     split = jax.device_put(values, jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("device")))
-    found = to_host({"split": split, "plain": values})
-    np.testing.assert_array_equal(found["split"], values)
-    assert isinstance(found["split"], np.ndarray) and found["plain"] is values
+    result = to_host({"split": split, "plain": values})
+    np.testing.assert_array_equal(result["split"], values)
+    assert isinstance(result["split"], np.ndarray) and result["plain"] is values
 
 
 def test_batch_size_not_divisible_by_processes_is_rejected(monkeypatch):

@@ -102,8 +102,8 @@ def test_program_restarts_with_huge_pages(tmp_path, environment, tunables):
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        faults, pid, found, *arguments = process.communicate()[0].split()
-    assert int(pid) == process.pid and found == tunables and arguments[:2] == ["--name=a", "b"]
+        faults, pid, new_pid, *arguments = process.communicate()[0].split()
+    assert int(pid) == process.pid and new_pid == tunables and arguments[:2] == ["--name=a", "b"]
     assert (int(faults) < 2000) == tunables.endswith("hugetlb=1")
 
 

@@ -69,10 +69,10 @@ def test_adapter_is_not_a_model_and_inspect_shows_its_metadata(file, capsys):
     with pytest.raises(UserError, match="this is an adapter, not a model: merge it"):
         load_pretrained(file, "mae", MODEL)
     assert main(["inspect", str(file)]) == 0
-    shown = dict(re.match(r"(\w+): +(.*)", line).groups() for line in capsys.readouterr().out.splitlines())
+    output = dict(re.match(r"(\w+): +(.*)", line).groups() for line in capsys.readouterr().out.splitlines())
     for name in ("family", "method", "adapter", "adapter_rank", "base"):
-        assert shown[name] == str(CARD[name])
-    assert "export --adapter" in shown["file"]
+        assert output[name] == str(CARD[name])
+    assert "export --adapter" in output["file"]
 
 
 def test_other_weights_are_rejected(file):

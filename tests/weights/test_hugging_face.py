@@ -51,7 +51,7 @@ LATER = {"old": (), "saved": (("decoder.decoder_layers", "decoder.decoder_encode
 
 def spelled(version, state_dict=STATE):
     """Return the state dict as saved by transformers 4 ("old"), by 5.24, or as in memory in 5."""
-    found = {}
+    renamed = {}
     for key, value in state_dict.items():
         for pattern, name in KEYS:
             key = re.sub(pattern, name, key)
@@ -62,8 +62,8 @@ def spelled(version, state_dict=STATE):
         for key, part in parts.items():
             for old, new in LATER[version]:
                 key = key.replace(old, new)
-            found[key] = part
-    return found
+            renamed[key] = part
+    return renamed
 
 
 def write_folder(path, state_dict, config=CONFIG, preprocessor=PREPROCESSOR, shards=1):
@@ -84,8 +84,8 @@ def write_folder(path, state_dict, config=CONFIG, preprocessor=PREPROCESSOR, sha
 @pytest.mark.parametrize("origin", ["saved", "memory"])
 def test_names_of_every_version_are_supported(tmp_path, origin):
     folders = (write_folder(tmp_path / name, spelled(name)) for name in (origin, "old"))
-    found, expected = (load_model(folder)[1] for folder in folders)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    actual, expected = (load_model(folder)[1] for folder in folders)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_folder_round_trip_without_flags(tmp_path, monkeypatch, capsys):

@@ -51,8 +51,8 @@ def pipelines(tmp_path_factory):
 @pytest.fixture(scope="module")
 def imported(pipelines, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported") / "sd15"
-    told = [f"--set={name}={value!r}" for name, value in PROMPTS.items()]
-    assert main(["import", str(pipelines["sd15"]), "--output", str(folder), *told]) == 0
+    flags = [f"--set={name}={value!r}" for name, value in PROMPTS.items()]
+    assert main(["import", str(pipelines["sd15"]), "--output", str(folder), *flags]) == 0
     return folder
 
 
@@ -83,8 +83,8 @@ def test_pipeline_round_trip(pipelines, imported, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, params, others)
     capsys.readouterr()
     assert main(["inspect", str(pipelines["sd15"])]) == 0
-    told = capsys.readouterr().out
-    assert "diffusers pipeline" in told and "import:      possible" in told and "Open RAIL-M" in told
+    output = capsys.readouterr().out
+    assert "diffusers pipeline" in output and "import:      possible" in output and "Open RAIL-M" in output
 
 
 def test_config_uses_the_fields_of_the_folder(pipelines):
@@ -119,8 +119,8 @@ def shards(folder):
     for i, key in enumerate(state):
         files[key] = f"diffusion_pytorch_model-0000{i % 2 + 1}-of-00002.fp16.safetensors"
     for file in set(files.values()):
-        some = {key: state[key] for key in files if files[key] == file}
-        safetensors.numpy.save_file(some, folder / "unet" / file)
+        shard = {key: state[key] for key in files if files[key] == file}
+        safetensors.numpy.save_file(shard, folder / "unet" / file)
     index = folder / "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
     index.write_text(json.dumps({"weight_map": files}))
     return state
@@ -225,7 +225,7 @@ def export_lora(imported, lora, folder):
 
 
 def test_lora_files_have_the_change_of_each_weight(imported, lora, tmp_path):
-    found = export_lora(imported, lora, tmp_path)
+    arrays = export_lora(imported, lora, tmp_path)
     command = ["export", str(imported), "--adapter", str(lora[0]), "--output"]
     assert main([*command, str(tmp_path / "merged")]) == 0
     assert main(["export", str(imported), "--output", str(tmp_path / "plain")]) == 0
@@ -233,10 +233,10 @@ def test_lora_files_have_the_change_of_each_weight(imported, lora, tmp_path):
         safetensors.numpy.load_file(tmp_path / x / "unet" / WEIGHTS) for x in ("merged", "plain")
     )
     changes = {key: after[key] - before[key] for key in after if not np.array_equal(after[key], before[key])}
-    names = {key.removeprefix("unet.").rpartition(".lora_")[0] for key in found}
+    names = {key.removeprefix("unet.").rpartition(".lora_")[0] for key in arrays}
     assert {f"{name}.weight" for name in names} == set(changes)
     for name in names:
-        down, up = (found[f"unet.{name}.lora_{x}.weight"] for x in "AB")
+        down, up = (arrays[f"unet.{name}.lora_{x}.weight"] for x in "AB")
         change = np.einsum("orxy,rihw->oihw", up, down) if down.ndim == 4 else up @ down
         np.testing.assert_allclose(change, changes[f"{name}.weight"], atol=1e-6)
 
@@ -281,7 +281,7 @@ def test_diffusers_loads_an_export_and_a_lora(imported, lora, tmp_path):
     np.testing.assert_allclose(plain, theirs(tmp_path / "back", diffusers), atol=1e-4)
     pytest.importorskip("peft")
     export_lora(imported, lora, tmp_path)
-    found = theirs(tmp_path / "back", diffusers, pretrained_model_name_or_path_or_dict=tmp_path)
+    images = theirs(tmp_path / "back", diffusers, pretrained_model_name_or_path_or_dict=tmp_path)
     ours = inpainted(model, merged(params, lora[1]))
-    np.testing.assert_allclose(ours, found, atol=1e-4)
+    np.testing.assert_allclose(ours, images, atol=1e-4)
     assert np.abs(ours - plain).max() > 0.01

@@ -25,9 +25,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path != "/weights.pth":
             self.send_error(404)
             return
-        start, wanted = 0, self.headers.get("Range")
-        if wanted and self.headers.get("If-Range") == server.etag:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+        start, requested = 0, self.headers.get("Range")
+        if requested and self.headers.get("If-Range") == server.etag:
+            start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1])
             if start >= len(CONTENT):
                 self.send_error(416)
                 return
@@ -57,10 +57,12 @@ def server():
 
 @pytest.fixture
 def file(server):
-    known = dict(name="test", holds="Made-up weights", file="weights.pth", page="https://example.org/weights")
-    known |= dict(licence="CC0", size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
+    fields = dict(
+        name="test", holds="Made-up weights", file="weights.pth", page="https://example.org/weights"
+    )
+    fields |= dict(licence="CC0", size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
     url = f"http://127.0.0.1:{server.server_port}/weights.pth"
-    return published.PublishedFile(url=url, **known)
+    return published.PublishedFile(url=url, **fields)
 
 
 def names(folder):
@@ -70,19 +72,19 @@ def names(folder):
 def test_file_is_downloaded_once(server, file, tmp_path, capsys):
     folder = tmp_path / "new" / "weights"
     assert published.fetch(file, folder).read_bytes() == CONTENT
-    shown = capsys.readouterr().out
-    for told in ("0.3 MB", "licence: CC0", file.sha256, file.url):
-        assert told in shown
+    output = capsys.readouterr().out
+    for part in ("0.3 MB", "license: CC0", file.sha256, file.url):
+        assert part in output
     assert names(folder) == ["weights.pth"]
     published.fetch(file, folder)
     assert len(server.ranges) == 1
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_interrupted_download_resumes(server, file, tmp_path):
     server.breaks = [100_000, 250_000]
     for _ in range(2):
-        with pytest.raises(UserError, match=r"(?s)Run the same command to resume.*curl -L -o weights.pth"):
+        with pytest.raises(UserError, match=r"(?s)Rerun the command to resume.*curl -L -o weights.pth"):
             published.fetch(file, tmp_path)
         assert "weights.pth" not in names(tmp_path)
     assert published.fetch(file, tmp_path).read_bytes() == CONTENT
@@ -117,8 +119,9 @@ def test_wrong_content_is_rejected(file, tmp_path, capsys):
         published.fetch(other, tmp_path)
     assert names(tmp_path) == []
     published.fetch(dataclasses.replace(file, sha256=None, size=None), tmp_path)
-    shown = capsys.readouterr().out
-    assert "size not known" in shown and "No checksum of this file is known" in shown and file.sha256 in shown
+    output = capsys.readouterr().out
+    assert "size not known" in output and file.sha256 in output
+    assert "No checksum of this file is known" in output
     (tmp_path / "weights.pth").write_bytes(b"other")
     with pytest.raises(UserError, match="is not the published file"):
         published.fetch(file, tmp_path)

@@ -32,9 +32,10 @@ def test_arrays_round_trip(tmp_path, dtype):
     arrays = {"a.weight": np.arange(6).reshape(2, 3).astype(dtype), "b": np.ones((), dtype)}
     path = tmp_path / "new" / "weights.safetensors"
     transfer.write_checkpoint(path, arrays)
-    found = reading.read_checkpoint(path)
-    assert found.kind == "safetensors" and found.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert_same_bits(found.state_dict, arrays)
+    checkpoint = reading.read_checkpoint(path)
+    assert checkpoint.kind == "safetensors"
+    assert checkpoint.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert_same_bits(checkpoint.state_dict, arrays)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert path.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o666
 
@@ -60,19 +61,19 @@ PREFIXED += ("a._fsdp_wrapped_module._fpw_module.module.weight",)
     ],
 )
 def test_wrappers_and_prefixes(content, names):
-    found, left_out = reading.find_state_dicts(content)
-    assert list(found) == names and left_out == ()
-    assert all(list(state_dict) == ["a.weight"] for state_dict in found.values())
+    state_dicts, left_out = reading.find_state_dicts(content)
+    assert list(state_dicts) == names and left_out == ()
+    assert all(list(state_dict) == ["a.weight"] for state_dict in state_dicts.values())
 
 
 def test_training_only_networks_are_ignored():
     """A prefix that not all keys have is kept."""
-    found, _ = reading.find_state_dicts({"module.a": stored(), "b": stored()})
-    assert list(found[""]) == ["module.a", "b"]
+    state_dicts, _ = reading.find_state_dicts({"module.a": stored(), "b": stored()})
+    assert list(state_dicts[""]) == ["module.a", "b"]
     content = {f"model.{name}": stored() for name in ("loss.d.weight", "a.weight", "perceptual.net.0.bias")}
     others = {"lpips.lin0": stored(), "n_averaged": stored()}
-    found, left_out = reading.find_state_dicts({"state_dict": content | others})
-    assert list(found["state_dict"]) == ["a.weight"]
+    state_dicts, left_out = reading.find_state_dicts({"state_dict": content | others})
+    assert list(state_dicts["state_dict"]) == ["a.weight"]
     assert set(left_out) == {"loss.d.weight", "perceptual.net.0.bias", *others}
     assert reading.find_state_dicts({"loss.d": stored()}) == ({"": {"loss.d": ANY}}, ())
 
@@ -81,8 +82,8 @@ def test_moving_average_is_used_on_request(tmp_path):
     plain, average = {"model.a": np.zeros(1, np.float32)}, {"model_ema.a": np.ones(1, np.float32)}
     path = write_safetensors(tmp_path / "x.safetensors", plain | average)
     for ema, copy in ((False, ""), (True, "model_ema")):
-        found = reading.read_checkpoint(path, ema=ema)
-        assert found.copy == copy and np.asarray(found.state_dict["a"]) == ema
+        checkpoint = reading.read_checkpoint(path, ema=ema)
+        assert checkpoint.copy == copy and np.asarray(checkpoint.state_dict["a"]) == ema
     path = write_safetensors(tmp_path / "y.safetensors", plain)
     with pytest.raises(UserError, match="no EMA copy"):
         reading.read_checkpoint(path, ema=True)

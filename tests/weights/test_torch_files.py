@@ -83,7 +83,7 @@ def test_arguments_of_the_training_program_are_read(tmp_path, capsys, name, norm
     command = ["import", str(tmp_path / "checkpoint-799.pth"), "--output", str(output)]
     assert main([*command, *options(MAE.given)]) == 0
     printed = capsys.readouterr().out
-    assert "Assumed, as the file does not say: " in printed and "pixel_mean=(0.485," in printed
+    assert "Assumed, because the file does not specify them: " in printed and "pixel_mean=(0.485," in printed
     assert "norm_pix_loss" not in printed and "CC BY-NC" not in printed
     model, _ = load_model(output)
     assert (model.norm_pix_loss, model.mask_ratio) == (norm_pix_loss, 0.6)

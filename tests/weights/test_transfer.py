@@ -40,8 +40,8 @@ def test_small_cases_round_trip_bit_exactly(imported, tmp_path, name):
 
 @pytest.mark.parametrize("prefix", ["mae_model.", "net.module."])
 def test_common_key_prefix_is_ignored(prefix):
-    found = recognize({prefix + key: x for key, x in MAE_STATE.items()}, {"file": "x"})
-    assert found.family == "mae" and found.state_dict == MAE_STATE
+    recognized = recognize({prefix + key: x for key, x in MAE_STATE.items()}, {"file": "x"})
+    assert recognized.family == "mae" and recognized.state_dict == MAE_STATE
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -63,14 +63,14 @@ def test_vqgan_in_a_second_file(tmp_path):
     mage = {key: value for key, value in both.items() if not key.startswith("vqgan.")}
     vqgan = {key.removeprefix("vqgan."): v for key, v in both.items() if key.startswith("vqgan.")}
     vqgan["loss.discriminator.main.0.weight"] = np.zeros((2, 2), np.float32)
-    first, second, whole = (
+    first, second, complete = (
         write_safetensors(tmp_path / f"{name}.safetensors", state)
         for name, state in (("mage", mage), ("vqgan", vqgan), ("both", both))
     )
     for path, other, message in (
         (first, None, "--vqgan"),
         (second, None, "VQGAN alone"),
-        (whole, second, "already"),
+        (complete, second, "already"),
     ):
         with pytest.raises(UserError, match=message):
             transfer.import_checkpoint(path, tmp_path / "model", vqgan=other, fields=SMALL["mage"].given)
@@ -81,13 +81,13 @@ def test_vqgan_in_a_second_file(tmp_path):
 
 
 def test_u_net_alone_and_network_with_teacher():
-    whole = SMALL["palette"].state_dict
+    complete = SMALL["palette"].state_dict
     unet = Case("palette_unet_tiny").state_dict()
     teacher = {f"teacher_denoise_fn.{key}": np.zeros_like(value) for key, value in unet.items()}
-    for state_dict in (unet, whole | teacher):
-        found = recognize(state_dict, {"file": "x"})
-        model, _ = found.model(SMALL["palette"].given)
-        assert_same_bits(mapping.to_torch(found.format.table, found.params(model), model), whole)
+    for state_dict in (unet, complete | teacher):
+        recognized = recognize(state_dict, {"file": "x"})
+        model, _ = recognized.model(SMALL["palette"].given)
+        assert_same_bits(mapping.to_torch(recognized.format.table, recognized.params(model), model), complete)
 
 
 MAE_STATE, HEADS = SMALL["mae"].state_dict, SMALL["mae"].given
@@ -165,16 +165,17 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_layouts_are_recognized(name):
-    found = recognize(published(name, unread), {"file": f"{name}.pth"})
-    assert found.variant() in found.format.published and found.model({}) == (PUBLISHED[name], ANY)
+    recognized = recognize(published(name, unread), {"file": f"{name}.pth"})
+    assert recognized.variant() in recognized.format.published
+    assert recognized.model({}) == (PUBLISHED[name], ANY)
 
 
 # Recognition of the others is tested in every run, and so is the round trip of their small cases.
 @pytest.mark.parametrize("name", [n if n == "mae_vit_base_patch16" else soak(n) for n in PUBLISHED])
 def test_published_layouts_round_trip(name):
     state_dict, model = published(name, numbers), PUBLISHED[name]
-    found = recognize(state_dict, {"file": f"{name}.pth"})
-    exported = mapping.to_torch(found.format.table, found.params(model), model)
+    recognized = recognize(state_dict, {"file": f"{name}.pth"})
+    exported = mapping.to_torch(recognized.format.table, recognized.params(model), model)
     assert exported.keys() == state_dict.keys()
     for key, value in state_dict.items():
         assert (exported[key].dtype, exported[key].shape) == (value.dtype, value.shape), key
@@ -191,10 +192,10 @@ def test_published_layouts_round_trip(name):
     ],
 )
 def test_mae_file_names_determine_the_training_target(name, normalized, licensed):
-    found = recognize(published("mae_vit_base_patch16", unread), {"file": name})
-    model, assumed = found.model({})
+    recognized = recognize(published("mae_vit_base_patch16", unread), {"file": name})
+    model, assumed = recognized.model({})
     assert model.norm_pix_loss is normalized and assumed["norm_pix_loss"] is normalized
-    assert ("CC BY-NC 4.0" in found.licence) == licensed
+    assert ("CC BY-NC 4.0" in recognized.licence) == licensed
 
 
 def test_vqgan_without_residual_blocks(tmp_path):

@@ -132,12 +132,12 @@ class MAE(Model):
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+            raise ValueError(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}")
         for width, heads in ((self.width, self.num_heads), (self.decoder_width, self.decoder_num_heads)):
             if width % heads or width % 4:
                 raise ValueError(f"width {width} must be divisible by 4 and by its {heads} heads")
         if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}")
+            raise ValueError(f"mask_ratio must be between 0 and 1, not {self.mask_ratio}")
         self._check_fields({}, dtype=DTYPES)
 
     @property

@@ -54,13 +54,13 @@ class Format(CheckpointFormat):
 
     def join(self, state_dict: StateDict, second: StateDict) -> StateDict:
         if any(key.startswith("vqgan.") for key in state_dict):
-            raise UserError("the file holds its VQGAN already: leave --vqgan out.")
+            raise UserError("the file already holds its VQGAN: omit --vqgan.")
         return {**state_dict, **{f"vqgan.{key}": value for key, value in second.items()}}
 
     def sizes(self, state_dict: StateDict) -> Fields:
         if not any(key.startswith("vqgan.") for key in state_dict):
             raise UserError(
-                "this is MAGE without its VQGAN, which makes and decodes its tokens: add the VQGAN's file, "
+                "this is MAGE without its VQGAN, which computes and decodes tokens: add the VQGAN's file, "
                 "--vqgan vqgan_jax_strongaug.ckpt."
             )
         vocabulary, width = mapping.shape_of(state_dict, "token_emb.word_embeddings.weight", 2)

@@ -29,8 +29,8 @@ def images(name):
     if name == "resnet50":
         return nhwc(x)
     matrix = resizing_matrix(96, 299, "bilinear", antialias=False)
-    shown = np.einsum("ui,vj,bcij->buvc", matrix, matrix, x.astype(np.float64), optimize=True)
-    return (2 * shown - 1).astype(np.float32)
+    resized = np.einsum("ui,vj,bcij->buvc", matrix, matrix, x.astype(np.float64), optimize=True)
+    return (2 * resized - 1).astype(np.float32)
 
 
 def filled(case, gain):
@@ -63,17 +63,17 @@ def outputs(name, gain):
 def test_blocks_of_inception(gain):
     case, prefix = CASES["inception"], "gain/" * gain
     for block, step in STRIDES.items():
-        found = outputs("inception", gain)[1][block]
-        assert_close(found.mean(axis=(1, 2)), case[f"{prefix}{block}_mean"])
-        assert_close(found[:, ::step, ::step, ::8], nhwc(case[f"{prefix}{block}_sample"]))
+        result = outputs("inception", gain)[1][block]
+        assert_close(result.mean(axis=(1, 2)), case[f"{prefix}{block}_mean"])
+        assert_close(result[:, ::step, ::step, ::8], nhwc(case[f"{prefix}{block}_sample"]))
 
 
 @GAINS
 def test_stages_of_resnet(gain):
-    case, prefix, found = CASES["resnet50"], "gain/" * gain, outputs("resnet50", gain)[1]
-    assert_close(found["maxpool"], nhwc(case[f"{prefix}maxpool"]))
+    case, prefix, result = CASES["resnet50"], "gain/" * gain, outputs("resnet50", gain)[1]
+    assert_close(result["maxpool"], nhwc(case[f"{prefix}maxpool"]))
     for stage in range(1, 5):
-        assert_close(found[f"layer{stage}"].mean(axis=(1, 2)), case[f"{prefix}layer{stage}_mean"])
+        assert_close(result[f"layer{stage}"].mean(axis=(1, 2)), case[f"{prefix}layer{stage}_mean"])
 
 
 @GAINS
@@ -81,8 +81,8 @@ def test_stages_of_resnet(gain):
     ("name", "arrays"), [("inception", ("pool3", "logits1008")), ("resnet50", ("features", "logits"))]
 )
 def test_features_and_logits(name, arrays, gain):
-    for found, array in zip(outputs(name, gain)[0], arrays, strict=True):
-        assert_close(found, CASES[name]["gain/" * gain + array])
+    for result, array in zip(outputs(name, gain)[0], arrays, strict=True):
+        assert_close(result, CASES[name]["gain/" * gain + array])
 
 
 BLOCKS = {"Mixed_5b": inception.BlockA(32), "Mixed_6a": inception.BlockB(), "Mixed_6b": inception.BlockC(128)}
@@ -93,6 +93,6 @@ BLOCKS["Mixed_7a"] = inception.BlockD()
 @pytest.mark.parametrize("name", BLOCKS)
 def test_single_blocks_of_inception(name):
     block = BLOCKS[name]
-    seen = nhwc(CASES["inception"][f"unit/{name}/in"])
-    found = jax.jit(lambda p, x: block.apply({"params": p}, x))(params("inception", True)[name], seen)
-    assert_close(found, nhwc(CASES["inception"][f"unit/{name}/out"]))
+    inputs = nhwc(CASES["inception"][f"unit/{name}/in"])
+    result = jax.jit(lambda p, x: block.apply({"params": p}, x))(params("inception", True)[name], inputs)
+    assert_close(result, nhwc(CASES["inception"][f"unit/{name}/out"]))

@@ -41,8 +41,8 @@ def images(count, height=40, width=56):
 
 
 def test_networks_without_files_are_reported(folder):
-    found, missing = open_networks(EvaluationConfig(networks=("inception", "resnet50", "clip")))
-    assert found == {}
+    available, missing = open_networks(EvaluationConfig(networks=("inception", "resnet50", "clip")))
+    assert available == {}
     assert missing.keys() == {"fid", "kid", "inception_score", "scene_score", "clip_cosine"}
     for name, file, command in (
         ("fid", "pt_inception-2015-12-05-6726825d.pth", "fetch inception"),
@@ -59,7 +59,7 @@ def test_network_files_are_opened_only_if_requested(folder, tiny_clip):
     with pytest.raises(UserError, match="config.evaluate.clip=nowhere.pth does not exist"):
         open_networks(EvaluationConfig(networks=("clip",), clip="nowhere.pth"))
     config = EvaluationConfig(networks=("inception",), inception=str(tiny_clip))
-    with pytest.raises(UserError, match=r"clip.safetensors: .*do not fit.*Without a value: Conv2d_1a"):
+    with pytest.raises(UserError, match=r"clip.safetensors: .*do not match.*Missing keys: Conv2d_1a"):
         open_networks(config)
 
 
@@ -72,34 +72,34 @@ def test_clip_preprocessing_matches_pillow(folder, tiny_clip):
     assert (network.weights["licence"], network.weights["published"]) == ("MIT", False)
     json.dumps(network.weights)
     # The shorter side is resized to 32 by Pillow, then center-cropped.
-    shown = images(3)
-    small = [Image.fromarray(image).resize((44, 32), Image.Resampling.BICUBIC) for image in shown]
-    seen = np.stack([np.asarray(image)[:, 6:38] for image in small]) / 255
-    seen = (seen - np.array(clip.MEAN)[None, None, None]) / np.array(clip.STD)[None, None, None]
+    originals = images(3)
+    small = [Image.fromarray(image).resize((44, 32), Image.Resampling.BICUBIC) for image in originals]
+    normalized = np.stack([np.asarray(image)[:, 6:38] for image in small]) / 255
+    normalized = (normalized - np.array(clip.MEAN)[None, None, None]) / np.array(clip.STD)[None, None, None]
     source = checkpoints.open_checkpoint(tiny_clip)
     params = networks.OPENERS["clip"](source.state_dict, config)[1]
-    expected = jax.jit(clip.Tower(TINY).apply)({"params": params}, seen.astype(np.float32))
-    np.testing.assert_allclose(network(shown)["features"], expected, atol=2e-3)
+    expected = jax.jit(clip.Tower(TINY).apply)({"params": params}, normalized.astype(np.float32))
+    np.testing.assert_allclose(network(originals)["features"], expected, atol=2e-3)
 
 
 @pytest.mark.parametrize(("resize", "white"), [("clean-fid", 127 / 128), ("pytorch-fid", 1.0)])
 def test_pixel_range_of_inception(resize, white):
     # clean-fid subtracts 128 and divides by 128, pytorch-fid computes 2x - 1 of x in [0, 1].
     for value, expected in ((0, -1.0), (255, white)):
-        seen = networks.inception_pixels(jnp.full((1, 20, 30, 3), value, jnp.uint8), resize)
-        assert seen.shape == (1, 299, 299, 3)
-        np.testing.assert_allclose(seen, expected, atol=1e-6)
+        pixels = networks.inception_pixels(jnp.full((1, 20, 30, 3), value, jnp.uint8), resize)
+        assert pixels.shape == (1, 299, 299, 3)
+        np.testing.assert_allclose(pixels, expected, atol=1e-6)
 
 
 def test_cpu_computes_several_batches_in_parallel(monkeypatch):
     """The images keep their order, and calls of few images share one program."""
     monkeypatch.setattr(networks, "threads", lambda most: 3)
-    traced, shown = [], images(11, 5, 4)
+    traced, originals = [], images(11, 5, 4)
     network = BatchedNetwork(
         "mean", {}, np.float32(2), lambda p, x: traced.append(x.shape) or {"features": p * x.mean((1, 2))}, 16
     )
-    expected = 2 * shown.mean(axis=(1, 2), dtype=np.float64)
-    np.testing.assert_allclose(network(shown)["features"], expected, rtol=1e-5)
+    expected = 2 * originals.mean(axis=(1, 2), dtype=np.float64)
+    np.testing.assert_allclose(network(originals)["features"], expected, rtol=1e-5)
     assert traced == [(networks.PER_THREAD, 5, 4, 3)]
 
 

@@ -18,8 +18,8 @@ def one(image, height, width, *args, **options):
 @pytest.mark.parametrize("name", ["resize_clean_down", "resize_clean_up"])
 def test_clean_fid(name):
     expected = CASE[name]
-    found = one(CASE["img"], *expected.shape[:2], "bicubic")
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    actual = one(CASE["img"], *expected.shape[:2], "bicubic")
+    np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -31,26 +31,26 @@ def test_clean_fid(name):
     ],
 )
 def test_inceptions_size(name, kind, options, tolerance):
-    found = one(CASE["img"], 299, 299, kind, **options)[::13, ::13]
-    np.testing.assert_allclose(found, CASE[name], atol=tolerance)
+    result = one(CASE["img"], 299, 299, kind, **options)[::13, ::13]
+    np.testing.assert_allclose(result, CASE[name], atol=tolerance)
 
 
 def test_pytorch_fid_of_float_images():
     case = Case("inception_fid")
     matrix = resizing_matrix(96, 299, "bilinear", antialias=False)[::13]
-    found = np.einsum("ui,vj,bcij->bcuv", matrix, matrix, case["x"].astype(np.float64))
-    np.testing.assert_allclose(found, case["resized_sample"], atol=1e-5)
+    result = np.einsum("ui,vj,bcij->bcuv", matrix, matrix, case["x"].astype(np.float64))
+    np.testing.assert_allclose(result, case["resized_sample"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (17, 23), (40, 30)])
 def test_resizing_of_bytes_matches_pillow(height, width):
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), int)
-    found = one(image, height, width, "bicubic", bytes_between=True)
-    assert (found == np.round(found)).all()
+    actual = one(image, height, width, "bicubic", bytes_between=True)
+    assert (actual == np.round(actual)).all()
     # Pillow's weights are multiples of 2^-22, so values close to one half may be rounded differently.
-    assert np.abs(found - expected).max() <= 1
-    assert (found != expected).mean() < 1e-3
+    assert np.abs(actual - expected).max() <= 1
+    assert (actual != expected).mean() < 1e-3
 
 
 def test_images_of_the_target_size_are_unchanged():
