@@ -18,7 +18,7 @@ from l2l_jax.models.base import Model
 class RelearnAware(Method):
     """Unlearning that survives an attacker's first training steps.
 
-        L(x_r; θ) + alpha · L(x_f, with `target` as the target; θ')
+        L(x_r; θ) + alpha · L(x_f, with `target` as ground truth; θ')
         θ'₀ = θ,  θ'ₖ₊₁ = θ'ₖ − rate · sign(∇L(x_r; θ'ₖ)),  θ' after the last of the attacker's steps
 
     Encoder and decoder are trained. The method is first-order: the attacker's steps are not differentiated,

@@ -27,8 +27,8 @@ class Undo(Method):
     """Perturbation of the weights, then reconstruction of the model from retain images.
 
         start: (1 − p) · θ_0 + p · fresh weights, with a separate p for the encoder
-        retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the target)
-        forget: L(x_f, with `target` as the target) + w · ‖E(T(x_f)) − E_0(T(n))‖²
+        retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as ground truth)
+        forget: L(x_f, with `target` as ground truth) + w · ‖E(T(x_f)) − E_0(T(n))‖²
 
     After "Distillation Robustifies Unlearning" (Lee et al. 2025), which distills an unlearned language model
     into a perturbed copy of itself. There are two differences. First, the teacher is the original model,

@@ -15,7 +15,7 @@ FALSE_POSITIVES = {"1": 0.01, "0.1": 0.001}
 @register("membership")
 @dataclasses.dataclass(frozen=True)
 class Membership(Attack):
-    """Distinction of forget training images from test images of the same classes by their masked MSE.
+    """Membership inference by masked MSE, on forget training images and test images of the same classes.
 
     A model that was trained on neither cannot distinguish them.
 

@@ -18,7 +18,7 @@ FOLDS = 5
 @register("membership_repeated")
 @dataclasses.dataclass(frozen=True)
 class MembershipRepeated(TrainingAttack):
-    """Distinction of forget training images from test images by their errors under several masks.
+    """Membership inference by errors under several masks, on forget training images and test images.
 
     Classifiers are the mean log error, two Gaussians and a small network, and for diffusion models the norm
     of the noise predicted for a clean image. They are fitted and compared on a shadow model: the attacked
