@@ -171,7 +171,7 @@ def fit(
 
 
 def threshold_at(scores: np.ndarray, rate: float) -> float:
-    """Return the least of the scores of acceptable images that at most a share `rate` of them exceeds."""
+    """Return the least score that at most a share `rate` of the acceptable images exceeds."""
     ordered = np.sort(scores)
     return float(ordered[len(ordered) - 1 - int(rate * len(ordered) + 1e-9)])
 
