@@ -86,7 +86,7 @@ def bench(tmp_path_factory):
     return Bench(CONFIG, evaluation, training_sets(CONFIG.data, evaluation.train, 16))
 
 
-def seen_images(source):
+def painted_images(source):
     records = (source[i] for i in range(len(source)))
     return np.stack([paint(r["image"], r["mark"]) if "mark" in r else r["image"] for r in records])
 
@@ -94,7 +94,7 @@ def seen_images(source):
 @pytest.fixture(scope="module")
 def models(bench):
     """Models that remember all training images, the retain set, or only gray."""
-    everything, kept = (seen_images(s) for s in (bench.evaluation.train, images_without_forget(CONFIG)))
+    everything, kept = (painted_images(s) for s in (bench.evaluation.train, images_without_forget(CONFIG)))
     return {
         name: {"encoder": images}
         for name, images in (

@@ -200,10 +200,10 @@ def test_missing_models_are_errors(evaluated, tmp_path):
         program.evaluate_models(given, tmp_path)
 
 
-class MeanColour:
+class MeanColor:
     """A network with channel means as features, which counts its input images."""
 
-    name, weights = "mean colour", {"sha256": "0"}
+    name, weights = "mean color", {"sha256": "0"}
 
     def __init__(self):
         self.shown = 0
@@ -214,7 +214,7 @@ class MeanColour:
 
 
 def test_networks_use_the_stored_images_and_originals_only_once(params, tmp_path, monkeypatch):
-    network, why = MeanColour(), "inception.pth, published elsewhere, is not there"
+    network, why = MeanColor(), "inception.pth, published elsewhere, is not there"
     monkeypatch.setattr(evaluate, "open_networks", lambda config: ({"clip": network}, {"fid": why}))
     tasks = ("centre_8", "left_8")
     with monkeypatch.context() as patch:

@@ -44,8 +44,8 @@ def test_lossless_files_are_exact():
 def test_gray_and_cmyk_files():
     """Pillow writes C = 255 − R, …, K = 0, which readers must invert."""
     for kind in ("JPEG", "PNG"):
-        grey = np.repeat(PICTURE[..., :1], 3, axis=-1)
-        assert_close(decode(encoded(grey[..., 0], kind)), grey, 2)
+        gray = np.repeat(PICTURE[..., :1], 3, axis=-1)
+        assert_close(decode(encoded(gray[..., 0], kind)), gray, 2)
     assert_close(decode(encoded(Image.fromarray(PICTURE).convert("CMYK"), "JPEG", quality=100)), PICTURE, 6)
 
 
@@ -108,9 +108,9 @@ def test_tiffs_of_other_modes():
     dark, gray, white, red, green = decode(encoded(Image.fromarray(lab, "LAB"), "TIFF"))[0].astype(int)
     assert dark.max() <= 1 and white.min() >= 253 and np.abs(gray - 119).max() <= 2
     assert red[0] > red[1] + 100 and green[1] > green[0] + 50
-    grey = np.array([[0, 257, 32768, 65535]], np.uint16)
+    gray = np.array([[0, 257, 32768, 65535]], np.uint16)
     for kind in ("TIFF", "PPM"):
-        np.testing.assert_array_equal(decode(encoded(grey, kind))[0, :, 0], [0, 1, 128, 255])
+        np.testing.assert_array_equal(decode(encoded(gray, kind))[0, :, 0], [0, 1, 128, 255])
     bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
     np.testing.assert_array_equal(decode(encoded(bits, "TIFF"))[0, :, 1], [0, 255])
 
@@ -138,7 +138,7 @@ def test_gray_tiffs_of_every_depth(bits, white_is_zero):
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_first_frame_of_an_animation(kind):
-    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (16, 8), color) for color in ("red", "blue", "lime")]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **lossless)
     np.testing.assert_array_equal(decode(file), np.broadcast_to([255, 0, 0], (8, 16, 3)))

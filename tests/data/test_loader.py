@@ -80,7 +80,7 @@ def from_files(broken=(), seed=0, batch_size=8, counts=(40, 12), max_fraction=0.
     return TrainingBatches(sets, batch_size, options=LoaderOptions(folder, max_fraction, **options), **kwargs)
 
 
-def colours(batches, count, split="retain"):
+def colors(batches, count, split="retain"):
     """Return the indices of the images in `count` batches, read from their colors."""
     with contextlib.closing(iter(batches)) as iterator:
         images = np.concatenate([next(iterator)[split] for _ in range(count)])
@@ -149,8 +149,8 @@ def test_process_reads_only_its_own_images():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_images_are_replaced(workers, tmp_path):
     """Batches stay full, other positions keep their image, and the list has the bad images."""
-    good = colours(from_files(), 5)  # one epoch
-    replaced = colours(from_files(broken=[3, 30], folder=tmp_path, workers=workers), 5)
+    good = colors(from_files(), 5)  # one epoch
+    replaced = colors(from_files(broken=[3, 30], folder=tmp_path, workers=workers), 5)
     at = np.isin(good, [3, 30])
     np.testing.assert_array_equal(replaced[~at], good[~at])
     places = np.flatnonzero(at)
@@ -165,7 +165,7 @@ def test_too_many_bad_images_stop_the_run_with_a_list(broken, most, count, tmp_p
     stream = from_files(broken=range(broken), max_fraction=most, folder=tmp_path)
     message = rf"{count} of 40 images of the retain set .*max_bad_fraction={most:g} .*image \d \("
     with pytest.raises(UserError, match=message):
-        colours(stream, 6)
+        colors(stream, 6)
 
 
 def test_error_if_all_records_are_one_bad_file():
@@ -178,7 +178,7 @@ def test_error_if_all_records_are_one_bad_file():
         {"all": Same(6, range(6))}, 2, transforms={"all": TRANSFORMS["retain"]}, **kwargs
     )
     with pytest.raises(UserError, match="There is no image to replace"):
-        colours(stream, 1, "all")
+        colors(stream, 1, "all")
 
 
 def test_killed_worker_ends_the_stream_with_an_error():

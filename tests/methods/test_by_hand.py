@@ -137,7 +137,7 @@ def check(objective, by_hand):
     return inputs
 
 
-def test_a_method_from_outside_the_package():
+def test_method_from_outside_the_package():
     runpy.run_path(str(PLUGINS))
     options = METHODS["gray"](level=0.25)
     config = UnlearningConfig(10, 4, 1e-3, method="gray", methods={"gray": options})

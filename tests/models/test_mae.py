@@ -99,10 +99,10 @@ def test_pixel_normalization_is_undone(params):
     plain = TINY.replace(value_range=(-9, 9))
     mask = np.zeros((32, 32), bool)
     mask[:16] = True
-    normalised = ((images - mean) / std).astype(np.float32)
+    normalized = ((images - mean) / std).astype(np.float32)
     expected, restored = (
         jax.jit(lambda p, images, m=m: m.inpaint(p, images, mask, jax.random.key(0)))(params, given)
-        for m, given in ((plain, normalised), (model, images))
+        for m, given in ((plain, normalized), (model, images))
     )
     expected = np.asarray(expected) * std + mean
     np.testing.assert_allclose(restored, np.clip(expected, 0, 1), atol=1e-5)

@@ -159,17 +159,17 @@ def test_dropout_is_applied_as_sampled():
     assert kept.shape == (64, 9, 16)
     assert abs(kept.mean() - 0.9) < 5 * np.sqrt(0.09 / kept.size)
 
-    def normalised(x):
+    def normalized(x):
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
     tables = jax.tree.map(np.asarray, params["encoder"]["token_emb"])
     embedding = tables["word_embeddings"][corrupted["ids"]]
-    embedding = normalised(embedding + tables["position_embeddings"][corrupted["positions"]])
+    embedding = normalized(embedding + tables["position_embeddings"][corrupted["positions"]])
     encode = jax.jit(model.encode)
-    expected = normalised(np.where(kept, embedding / 0.9, 0))
+    expected = normalized(np.where(kept, embedding / 0.9, 0))
     np.testing.assert_allclose(encode(params["encoder"], corrupted), expected, atol=1e-4)
     del corrupted["dropout_keep"]
-    np.testing.assert_allclose(encode(params["encoder"], corrupted), normalised(embedding), atol=1e-4)
+    np.testing.assert_allclose(encode(params["encoder"], corrupted), normalized(embedding), atol=1e-4)
 
 
 def test_pretraining_stages(params):

@@ -13,13 +13,13 @@ SETS = {"retain": (0, 1, 2), "forget": (3, 4)}
 KINDS = ("image", "seen", "original", "unlearned")
 
 
-def colour(kind, label):
+def color(kind, label):
     """Return a unique color for every image, different from those of text."""
     return (40 + 50 * KINDS.index(kind), 30 + 40 * label, 200)
 
 
 def images(kind, labels):
-    plain = [np.broadcast_to(np.divide(colour(kind, label), 255), (4, 4, 3)) for label in labels]
+    plain = [np.broadcast_to(np.divide(color(kind, label), 255), (4, 4, 3)) for label in labels]
     return 2 * np.array(plain) - 1  # the model's range
 
 
@@ -41,7 +41,7 @@ def drawn(draw, tmp_path):
     for labels in SETS.values():
         for label in labels:
             for kind in KINDS:
-                lines, columns = np.nonzero((pixels == colour(kind, label)).all(axis=-1))
+                lines, columns = np.nonzero((pixels == color(kind, label)).all(axis=-1))
                 box = boxes[kind, label] = (columns.min(), lines.min(), columns.max(), lines.max())
                 width, height = box[2] - box[0] + 1, box[3] - box[1] + 1
                 assert width > 40 and abs(width - height) <= 2 and len(lines) == width * height

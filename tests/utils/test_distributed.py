@@ -33,7 +33,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, None),  # without chips
     ],
 )
-def test_clusters_are_recognised(environ, expected):
+def test_clusters_are_recognized(environ, expected):
     assert cluster(environ) == expected
 
 
@@ -46,7 +46,7 @@ def test_clusters_are_recognised(environ, expected):
         ({**POD, "TPU_WORKER_HOSTNAMES": "a"}, None),
     ],
 )
-def test_tpu_hosts_are_recognised(monkeypatch, environ, expected):
+def test_tpu_hosts_are_recognized(monkeypatch, environ, expected):
     monkeypatch.setattr(distributed, "_tpu_chips", lambda: True)
     assert cluster(environ) == expected
 
