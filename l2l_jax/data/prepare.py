@@ -140,7 +140,7 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
             f"Preparing a data set needs TensorFlow ({error}): pip install tensorflow, best in an "
             "environment of its own. Training needs none."
         ) from error
-    import tensorflow_datasets as tfds  # start-up time
+    import tensorflow_datasets as tfds  # late import, for fast startup
 
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", BAR_EVERY_SECONDS)

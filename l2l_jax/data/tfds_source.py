@@ -72,7 +72,7 @@ class TfdsSource(Source):
 
 def _parse_example(record: bytes) -> Mapping[str, Any]:
     """Return the features of a serialized `tf.train.Example`, by name."""
-    from tensorflow_datasets.proto import tf_example_pb2  # start-up time
+    from tensorflow_datasets.proto import tf_example_pb2  # late import, for fast startup
 
     return tf_example_pb2.Example.FromString(bytes(record)).features.feature
 

@@ -77,7 +77,7 @@ def download(name: str) -> pathlib.Path:
         f"{repository} --local-dir FOLDER`, and give FOLDER."
     )
     try:
-        import huggingface_hub  # an optional extra
+        import huggingface_hub  # optional dependency
     except ImportError as error:
         needed = f"{HUB}{name} needs huggingface_hub: pip install huggingface_hub."
         raise UserError(f"{needed} {by_hand}") from error

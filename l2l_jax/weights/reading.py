@@ -305,7 +305,7 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
 def import_torch() -> ModuleType:
     """Import PyTorch, or raise a UserError if it is missing or too old."""
     try:
-        import torch  # an optional extra
+        import torch  # optional dependency
     except ImportError as error:
         raise UserError(
             "Reading and writing PyTorch files needs PyTorch: pip install torch (its build for "

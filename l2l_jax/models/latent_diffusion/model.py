@@ -77,7 +77,7 @@ class LatentDiffusion(Model):
     remat: bool = False
     scan: bool = False
 
-    FORMATS = (Pipeline(),)  # no annotations: not fields
+    FORMATS = (Pipeline(),)  # not annotated, so not dataclass fields
     TRAINED_WITH = (
         *("unet.heads", "unet.norm_groups", "vae.norm_groups", "vae.scaling_factor", "vae.shift_factor"),
         *("schedule.train_timesteps", "schedule.beta_start", "schedule.beta_end", "schedule.beta_schedule"),

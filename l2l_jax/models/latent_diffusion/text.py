@@ -154,7 +154,7 @@ def token_ids(prompts: Sequence[str], folder: pathlib.Path, length: int) -> np.n
 
 def _tokenizer(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     try:
-        import tokenizers  # an optional extra
+        import tokenizers  # optional dependency
         from tokenizers import normalizers, pre_tokenizers
     except ImportError as error:
         raise UserError("Embedding prompts needs tokenizers: pip install tokenizers") from error

@@ -120,7 +120,7 @@ class MAE(Model):
     remat: bool = False
     scan: bool = False
 
-    VARIANTS = convert.VARIANTS  # no annotations: not fields
+    VARIANTS = convert.VARIANTS  # not annotated, so not dataclass fields
     FORMATS = (convert.Original(), HuggingFace())
     TRAINED_WITH = (
         *("image_size", "num_heads", "decoder_num_heads", "layer_norm_eps", "norm_pix_loss"),

@@ -98,7 +98,7 @@ class MAGE(Model):
     remat: bool = False
     scan: bool = False
 
-    VARIANTS = convert.VARIANTS  # no annotations: not fields
+    VARIANTS = convert.VARIANTS  # not annotated, so not dataclass fields
     FORMATS = (convert.Format(),)
     TRAINED_WITH = ("num_heads", "decoder_num_heads", "groups", "value_range")
     corruption_parts = precompute_parts = ("tokenizer",)

@@ -77,7 +77,7 @@ class Palette(Model):
     dtype: str = "float32"
     remat: bool = False
 
-    FORMATS = (convert.Format(),)  # no annotations: not fields
+    FORMATS = (convert.Format(),)  # not annotated, so not dataclass fields
     TRAINED_WITH = (
         *("num_head_channels", "norm_groups", "schedule", "timesteps", "linear_start", "linear_end"),
         "value_range",
@@ -171,7 +171,7 @@ class Palette(Model):
         """Corrupt images with given random inputs.
 
         Args:
-          images: Images.
+          images: Images `[batch, height, width, channel]`.
           draw: `mask`, bool `[batch, height, width]`; the noise level `gamma` `[batch]`; and two standard
             normal arrays in the shape of the images: `filling` of the mask in the conditioning image, and
             `noise`.
