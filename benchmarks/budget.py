@@ -58,12 +58,12 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     images = validation_images(config, cfg.budget_images)
     mask = budget_task(config.evaluate.tasks).mask(model.image_size)
     errors = MaskedErrors(model, mask, images, rows=2 * cfg.batch_size, seed=0, parallel=parallel)
-    rest = sharding.place(run.params, parallel.mesh)
+    placed = sharding.place(run.params, parallel.mesh)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
     def measurement() -> float:
         start = time.perf_counter()
-        jax.block_until_ready((errors.start({**rest, **run.state.result}), copy(run.state.result)))
+        jax.block_until_ready((errors.start({**placed, **run.state.result}), copy(run.state.result)))
         return time.perf_counter() - start
 
     def step() -> float:

@@ -37,8 +37,8 @@ def step_flops(phase: TrainingPhase) -> float:
 
     Loop bodies are counted once, which includes gradient accumulation.
     """
-    one = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
-    step, arguments = phase.step(one)
+    single = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
+    step, arguments = phase.step(single)
     return float(step.lower(*arguments).cost_analysis()["flops"])
 
 

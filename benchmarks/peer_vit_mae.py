@@ -90,6 +90,6 @@ def _torch_names(path: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
         return [(f"{TOP[block]}.{weight}", value)]
     layer = f"layers.{block.removeprefix('blocks_')}"
     if inner == "attn/qkv":
-        names = (f"{layer}.attention.{one}_proj.{weight}" for one in "qkv")
+        names = (f"{layer}.attention.{letter}_proj.{weight}" for letter in "qkv")
         return list(zip(names, np.split(value, 3), strict=True))
     return [(f"{layer}.{LAYER[inner]}.{weight}", value)]

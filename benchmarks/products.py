@@ -89,17 +89,17 @@ def measure(case: Case, rounds: int) -> list[list[Any]]:
     name, ours, peers, shapes = case
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]
-    given = [torch.from_numpy(_channels_first(array)) for array in arrays]
-    mine = (
+    tensors = [torch.from_numpy(_channels_first(array)) for array in arrays]
+    functions = (
         lambda x, k, g: ours(x, k),
         lambda x, k, g: jax.vjp(ours, x, k)[1](g)[0],
         lambda x, k, g: jax.vjp(ours, x, k)[1](g)[1],
     )
     rows = []
-    for kind, function, peer in zip(KINDS, mine, peers, strict=True):
+    for kind, function, peer in zip(KINDS, functions, peers, strict=True):
         calls = {
             "xla": partial(jax.jit(function), *map(jax.device_put, arrays)),
-            "torch": partial(peer, *given),
+            "torch": partial(peer, *tensors),
         }
         expected, computed = calls["torch"]().numpy(), _channels_first(calls["xla"]())
         np.testing.assert_allclose(computed, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -75,9 +75,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--images", type=int, default=8, help="inpainted images per set (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=2, help="images per set in a step (%(default)s)")
     parser.add_argument("--clip", default="ViT-H/14", choices=TOWERS, help="CLIP tower (%(default)s)")
-    given = list(argv[1:])
-    end = given.index("--") if "--" in given else len(given)
-    args, flags = parser.parse_args(given[:end]), given[end + 1 :]
+    arguments = list(argv[1:])
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    args, flags = parser.parse_args(arguments[:end]), arguments[end + 1 :]
     name = pathlib.Path(args.config.partition(":")[0]).stem
     folder = args.folder or pathlib.Path("runs") / f"rehearsal_{name}"
     report = rehearse(args.config, folder, args.steps, args.images, args.batch_size, flags, tower=args.clip)
@@ -139,8 +139,8 @@ def rehearse(
     networks = {name: folder / f"{name}.safetensors" for name in config.evaluate.networks}
     fields |= {"evaluate.network_batch_size": min(images, 8)}
     fields |= {f"evaluate.{name}": written for name, written in networks.items()}
-    given = [f"--config.{name}={value}" for name, value in fields.items()]
-    run = ["l2l_jax.main", f"--config={spec}", f"--workdir={folder / 'run'}", *given, *flags]
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    run = ["l2l_jax.main", f"--config={spec}", f"--workdir={folder / 'run'}", *overrides, *flags]
     phases = [
         _run("random weights, exported", ["-c", RANDOM_WEIGHTS, path, variant, folder / "random", file]),
         _run("import", ["-m", "l2l_jax.weights", "import", file, "--output", imported, *_hidden(config)]),
@@ -156,7 +156,7 @@ def rehearse(
         "flags": list(flags),
         "phases": [phase._asdict() for phase in phases],
         **{name: metrics[name] for name in ("durations_seconds", "peak_memory_gib_after", "not_available")},
-        "weights_bytes": {made.stem: made.stat().st_size for made in (file, *networks.values())},
+        "weights_bytes": {weights.stem: weights.stat().st_size for weights in (file, *networks.values())},
     }
     (folder / "rehearsal.json").write_text(json.dumps(report, indent=2) + "\n")
     return report

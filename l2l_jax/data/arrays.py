@@ -95,10 +95,10 @@ def open_idx(config: SourceConfig, split: SplitName) -> ArraySource:
 
 def read_idx_split(folder: epath.Path, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
     """Read the images `[image, height, width]` and labels `[image]` of a split, both uint8."""
-    (path, images), (other, labels) = (_read_idx(folder, split, kind) for kind in IDX_ENDINGS)
+    (path, images), (label_path, labels) = (_read_idx(folder, split, kind) for kind in IDX_ENDINGS)
     if len(images) != len(labels):
         raise UserError(
-            f"{path} holds {len(images)} images, but {other.name} holds {len(labels)} labels; "
+            f"{path} holds {len(images)} images, but {label_path.name} holds {len(labels)} labels; "
             "expected equally many."
         )
     if not images.size:

@@ -90,17 +90,17 @@ def find(config: SourceConfig, wanted: str, *, folder: bool) -> epath.Path:
     """Return `config.path` if it is an existing `folder` (or file); `wanted` describes it in errors."""
     if not config.path:
         raise UserError(f"{config.where}.path is empty: the source {config.source!r} needs {wanted}.")
-    path, given = open_path(config.path).expanduser(), f"{config.where}.path={config.path}"
+    path, setting = open_path(config.path).expanduser(), f"{config.where}.path={config.path}"
     try:
         exists = path.exists()
     except ImportError as error:
         raise UserError(f"Reading {config.path} needs gcsfs ({error}): pip install gcsfs.") from error
     if not exists:
         hint = " `python -m l2l_jax.data.make_local` makes it." if config.path == MADE_LOCALLY else ""
-        raise UserError(f"{given} does not exist; it should be {wanted}.{hint}")
+        raise UserError(f"{setting} does not exist; it should be {wanted}.{hint}")
     if path.is_dir() != folder:
         kind = "file" if folder else "folder"
-        raise UserError(f"{given} is a {kind}; the source {config.source!r} needs {wanted}.")
+        raise UserError(f"{setting} is a {kind}; the source {config.source!r} needs {wanted}.")
     return path
 
 
@@ -285,14 +285,14 @@ def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> li
     first: dict[bytes, _Line] = {}
     repeated = []
     for line in lines:
-        before = first.setdefault(resolve(posixpath.join(top, line.path)), line)
-        if before.use != line.use:
+        earlier = first.setdefault(resolve(posixpath.join(top, line.path)), line)
+        if earlier.use != line.use:
             raise UserError(
                 f"{table}, line {line.number}: {_text(line.path)} ({line.use}) is the file of "
-                f"line {before.number} already ({before.use}), but an image can be in one class "
+                f"line {earlier.number} already ({earlier.use}), but an image can be in one class "
                 "and in one split only. Remove one of the two lines."
             )
-        if before is not line:
+        if earlier is not line:
             repeated.append(line.number)
     if repeated:
         sentence = "%s: %d repetition%s of earlier lines' files left out, the first in line %d"

@@ -163,8 +163,8 @@ class TrainingBatches:
         for step in range(count):
             if len(set(bad)) > self.bad_images.limit(name):
                 break
-            other = epoch * count + (place + count // 2 + step) % count
-            (square,) = submit(self._rows(name, np.array([other]))).result()
+            candidate = epoch * count + (place + count // 2 + step) % count
+            (square,) = submit(self._rows(name, np.array([candidate]))).result()
             if not isinstance(square, BadImage):
                 return square
             bad.append(square)
@@ -203,11 +203,11 @@ class BatchIterator:
           UserError: Too many images cannot be decoded, or a worker process died.
           Interrupted: A stop signal was received, and no batch arrived for `STOP_AFTER` seconds.
         """
-        future, asked = self._waiting.submit(next, self._iterator), 0.0
+        future, waited = self._waiting.submit(next, self._iterator), 0.0
         while not wait([future], timeout=STOP_AFTER / 10).done:
             signal_number = asked_to_stop()
-            asked += STOP_AFTER / 10 if signal_number is not None else 0
-            if signal_number is not None and asked > STOP_AFTER:
+            waited += STOP_AFTER / 10 if signal_number is not None else 0
+            if signal_number is not None and waited > STOP_AFTER:
                 raise Interrupted(self._taken, signal_number)
         images, bad = future.result()
         for name, bad_images in bad.items():

@@ -153,8 +153,8 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
     for folder in (downloads, place):
         folder.mkdir(parents=True, exist_ok=True)
     with _lock(root):
-        left = [*place.glob("incomplete.*"), *(downloads / "extracted").glob("incomplete.*")]
-        for entry in [*left, *downloads.glob("*/*.tmp.*")]:
+        leftovers = [*place.glob("incomplete.*"), *(downloads / "extracted").glob("incomplete.*")]
+        for entry in [*leftovers, *downloads.glob("*/*.tmp.*")]:
             print(f"Removing leftovers of an interrupted run: {entry}", flush=True)
             entry.rmtree()  # TFDS would neither use nor remove it
         print(f"Writing {builder.data_path}", flush=True)

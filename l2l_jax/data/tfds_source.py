@@ -166,17 +166,17 @@ def _prepare_command(config: SourceConfig) -> str:
 def _missing(config: SourceConfig) -> str:
     """Return the error message for a data set that was not found."""
     place = data_dir(config) / config.source.partition(":")[0]
-    given, sources = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
+    setting, sources = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
     ready = [f"{config.source}/{v}" for v in variants if any(map(_is_prepared, (place / v).iterdir()))]
     if ready:
-        return f"{given}; prepared: {', '.join(sorted(ready))}."
+        return f"{setting}; prepared: {', '.join(sorted(ready))}."
     near = difflib.get_close_matches(config.source, [*OTHER_SOURCES, *PUBLISHED], n=1)
     guess = f" Did you mean {near[0]!r}?" if near and near[0] != config.source else ""
     if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
-        return f"{given}; known sources: {sources}, or a TFDS data set.{guess}"
+        return f"{setting}; known sources: {sources}, or a TFDS data set.{guess}"
     return (
-        f"{given}, which is neither one of {sources} nor a data set of TensorFlow Datasets that is prepared "
+        f"{setting}, which is neither one of {sources} nor a data set of TensorFlow Datasets prepared "
         f"in {data_dir(config)}.{guess} To prepare it, run: {_prepare_command(config)}"
     )
 

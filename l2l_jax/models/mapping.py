@@ -92,10 +92,10 @@ class Table(NamedTuple):
         module, _, leaf = path.rpartition("/")
         source, ending = (module, f".{LEAVES[leaf]}") if leaf in LEAVES else (path, "")
         usual = same if leaf != "kernel" else conv if rank == 4 else linear
-        for template, given in self.names.items():
+        for template, value in self.names.items():
             match = _regex(template).fullmatch(source)
             if match:
-                name, layout = given if isinstance(given, tuple) else (given, usual)
+                name, layout = value if isinstance(value, tuple) else (value, usual)
                 name = name.format(**{part: x.replace("/", ".") for part, x in match.groupdict().items()})
                 return name + ending, same if rank < 2 else layout
         raise ValueError(f"the table does not name the parameter {path}")
@@ -227,8 +227,8 @@ def shape_of(state_dict: StateDict, key: str, rank: int) -> tuple[int, ...]:
 
 def count(state_dict: StateDict, template: str) -> int:
     """Count the distinct numbers at `{i}` among keys that start with `template`."""
-    before, after = (re.escape(part) for part in template.split("{i}"))
-    pattern = re.compile(rf"{before}(\d+){after}")
+    prefix, suffix = (re.escape(part) for part in template.split("{i}"))
+    pattern = re.compile(rf"{prefix}(\d+){suffix}")
     return len({match[1] for match in map(pattern.match, state_dict) if match})
 
 

@@ -59,11 +59,11 @@ def program_costs(planned: Planned, topology: Topology, quick: bool = False) -> 
     compiled = lowered.compile(compiler_options={**options, **(QUICK_OPTIONS if quick else {})})
     seconds = time.perf_counter() - start
     program, chip, flops = Program(compiled.as_text()), topology.chip, planned.work.flops
-    found, analysis = collectives(program), compiled.memory_analysis()
+    operations, analysis = collectives(program), compiled.memory_analysis()
     memory = {name: device_bytes(tree, planned.devices) for name, tree in planned.groups.items()}
     memory["temporaries"] = analysis.temp_size_in_bytes
     memory["results"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    traffic, sent = program.traffic, sum(collective.sent for collective in found)
+    traffic, sent = program.traffic, sum(collective.sent for collective in operations)
     kernels = kernel_table(program, flops, chip) if topology.is_gpu else []
     least, least_in_turn = _least(program, planned, kernels, chip)
     times = {
@@ -88,10 +88,10 @@ def program_costs(planned: Planned, topology: Topology, quick: bool = False) -> 
         "kernel_seconds": in_turn,
         "kernels_times_ideal": in_turn / least_in_turn if least_in_turn else 1.0,
         "kernels": kernels,
-        "collectives": summary(found),
+        "collectives": summary(operations),
         "largest_collectives": [
             {"kind": c.kind, "bytes": c.size, "times": c.repeats, "devices": c.devices, "origin": c.origin}
-            for c in sorted(found, key=lambda c: -c.size * c.repeats)[:LARGEST]
+            for c in sorted(operations, key=lambda c: -c.size * c.repeats)[:LARGEST]
         ],
         "largest_temporaries": [
             {

@@ -34,7 +34,7 @@ def _work(jaxpr: Any) -> Work:
     for equation in jaxpr.eqns:
         count, name = _OPERATIONS.get(equation.primitive.name), equation.primitive.name
         if count is None:
-            inner = [_work(one) for one in _inner(equation)]
+            inner = [_work(nested) for nested in _inner(equation)]
             repeats = 1
             if name == "cond":
                 platforms = equation.params.get("branches_platforms")

@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> None:
         on_primary(write)
         return
     rows = compare(recorded, record)
-    for where, one in (("recorded", recorded), ("here", record)):
-        show(f"{where}: {', '.join(f'{name} {value}' for name, value in one['facts'].items())}")
+    for where, data in (("recorded", recorded), ("here", record)):
+        show(f"{where}: {', '.join(f'{name} {value}' for name, value in data['facts'].items())}")
     show(f"\n{table(rows)}\n")
     wrong = [f"{row.quantity} of {row.case}" for row in rows if not row.holds]
     if wrong:

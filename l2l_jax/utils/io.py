@@ -58,8 +58,8 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     process are deleted by the next call. Only one process at a time may write a folder.
     """
     temporary, old = (path.with_name(f"{path.name}.{suffix}") for suffix in ("unfinished", "old"))
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -105,7 +105,7 @@ def largest_of_all() -> Callable[[int], jax.Array]:
     largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(devices, PartitionSpec()))
 
     def call(number: int) -> jax.Array:
-        mine = np.full(jax.local_device_count(), number, np.int32)
-        return largest(jax.make_array_from_process_local_data(split, mine))
+        local = np.full(jax.local_device_count(), number, np.int32)
+        return largest(jax.make_array_from_process_local_data(split, local))
 
     return call

@@ -108,15 +108,15 @@ def raising_signals() -> Iterator[None]:
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    left = threading.Event()
+    previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    exited = threading.Event()
 
     def watch() -> None:
         while received := os.read(read, 1):
             if received[0] in SIGNALS:
                 time.sleep(GRACE_SECONDS)  # a Timer cannot start during interpreter shutdown (3.12)
                 if not any(stop.patient for stop in REQUESTS):
-                    _end_now(received[0], silent=left.is_set())
+                    _end_now(received[0], silent=exited.is_set())
         os.close(read)
 
     def stop(number: int) -> None:
@@ -127,8 +127,8 @@ def raising_signals() -> Iterator[None]:
         with _handled(stop):
             yield
     finally:
-        left.set()
-        signal.set_wakeup_fd(before)
+        exited.set()
+        signal.set_wakeup_fd(previous)
         os.close(write)
 
 

@@ -119,8 +119,8 @@ def open_checkpoint(
         return first
     second = read_checkpoint(vqgan)
     with about(path):
-        both = recognize(first.state_dict, first.origin).format.join(first.state_dict, second.state_dict)
-    return dataclasses.replace(first, state_dict=both, vqgan=second)
+        joined = recognize(first.state_dict, first.origin).format.join(first.state_dict, second.state_dict)
+    return dataclasses.replace(first, state_dict=joined, vqgan=second)
 
 
 def recognize(state_dict: StateDict, origin: Mapping[str, Any]) -> Recognized:

@@ -182,11 +182,11 @@ def _check_card(card: Mapping[str, Any], model: Model, parts: Sequence[str]) -> 
     expected = shapes(model)
     if shapes(saved) == expected:
         return
-    for name, own in saved.as_fields().items():
+    for name, value in saved.as_fields().items():
         with contextlib.suppress(ValueError):  # the sizes are invalid
-            if shapes(model.replace(**{name: own})) == expected:
+            if shapes(model.replace(**{name: value})) == expected:
                 continue
-        _check_fields({name: own}, model)
+        _check_fields({name: value}, model)
 
 
 def original_weights(path: pathlib.Path) -> dict[str, Any]:

@@ -269,8 +269,8 @@ def _without_wrappers(state_dict: StateDict) -> tuple[StateDict, list[str]]:
     for prefix in PREFIXES:
         if state_dict and all(key.startswith(prefix) for key in state_dict):
             bare = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-            state_dict, more = _without_wrappers(bare)
-            return state_dict, [*left_out, *more]
+            state_dict, others = _without_wrappers(bare)
+            return state_dict, [*left_out, *others]
     return state_dict, left_out
 
 

@@ -20,8 +20,8 @@ def check_config(name: str, config: Mapping[str, Any], supported: Mapping[str, C
     Missing keys are allowed.
     """
     for key, values in supported.items():
-        given = config.get(key)
-        for value in given if isinstance(given, list) else [given]:
+        setting = config.get(key)
+        for value in setting if isinstance(setting, list) else [setting]:
             if key in config and value not in values:
                 choices = ", ".join(str(value) for value in values)
                 raise UserError(f"{name}: {key} {value} is not supported; supported: {choices}.")

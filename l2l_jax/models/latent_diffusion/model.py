@@ -157,8 +157,8 @@ class LatentDiffusion(Model):
         if pooled := self._pooled_width:
             prompts["pooled"] = jax.random.normal(keys[1], (len(self.prompts), pooled))
         inputs = jnp.zeros((1, side, side, self.unet.in_channels)), jnp.zeros(1, jnp.int32)
-        given = self._conditioning(prompts, jnp.zeros(1, jnp.int32))
-        prompt, added = given["prompt"], given.get("added")
+        conditioning = self._conditioning(prompts, jnp.zeros(1, jnp.int32))
+        prompt, added = conditioning["prompt"], conditioning.get("added")
         features, encoder = self.encoder.init_with_output(keys[2], *inputs, prompt, added)
         image = jnp.zeros((1, self.vae.stride, self.vae.stride, self.channels))
         return {
@@ -264,15 +264,15 @@ class LatentDiffusion(Model):
 
     def _conditioning(self, prompts: Params, numbers: Array) -> dict[str, Any]:
         """Return the U-Net's inputs in addition to latents, for prompts given by index `[batch]`."""
-        given: dict[str, Any] = {"prompt": jnp.take(jnp.asarray(prompts["words"]), numbers, axis=0)}
+        conditioning: dict[str, Any] = {"prompt": jnp.take(jnp.asarray(prompts["words"]), numbers, axis=0)}
         if self._pooled_width:
             size = float(self.image_size)
             sizes = jnp.broadcast_to(jnp.array([[size, size, 0, 0, size, size]]), (len(numbers), 6))
-            given["added"] = {
+            conditioning["added"] = {
                 "pooled": jnp.take(jnp.asarray(prompts["pooled"]), numbers, axis=0),
                 "sizes": sizes,
             }
-        return given
+        return conditioning
 
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> tuple[Array, ...]:
         """Return all skip connections, then the output of the middle block, `[batch, …, …, …]` each."""
@@ -280,8 +280,8 @@ class LatentDiffusion(Model):
         return (*features.skips, features.hidden)
 
     def _features(self, encoder_params: Any, corrupted: Corrupted) -> Features:
-        given = (corrupted[name] for name in ("inputs", "timesteps", "prompt"))
-        return apply(self.encoder, encoder_params, *given, corrupted.get("added"))
+        inputs = (corrupted[name] for name in ("inputs", "timesteps", "prompt"))
+        return apply(self.encoder, encoder_params, *inputs, corrupted.get("added"))
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return the predicted noise (or v, see `Schedule`), float32, in the shape of the latents."""
@@ -402,8 +402,8 @@ class LatentDiffusion(Model):
 
         def predict(prompt: str) -> Array:
             numbers = jnp.full(rows, self.prompts.index(prompt))
-            given = self._conditioning(params["prompts"], numbers)
-            return self.predict(params, {"inputs": inputs, "timesteps": jnp.full(rows, time), **given})
+            conditioning = self._conditioning(params["prompts"], numbers)
+            return self.predict(params, {"inputs": inputs, "timesteps": jnp.full(rows, time), **conditioning})
 
         if self.guidance_scale is None:
             return predict(self.prompt)

@@ -104,15 +104,15 @@ class Schedule:
 
     def add_noise(self, latents: Array, noise: Array, timesteps: Array) -> Array:
         """Return √ᾱ · latents + √(1 − ᾱ) · noise, at time steps `[batch]`."""
-        signal, rest = self._factors(timesteps, latents.ndim)
-        return signal * latents + rest * noise
+        signal, sigma = self._factors(timesteps, latents.ndim)
+        return signal * latents + sigma * noise
 
     def target(self, latents: Array, noise: Array, timesteps: Array) -> Array:
         """Return the training target of the network; see `prediction_type`."""
         if self.prediction_type == "epsilon":
             return noise
-        signal, rest = self._factors(timesteps, latents.ndim)
-        return signal * noise - rest * latents
+        signal, sigma = self._factors(timesteps, latents.ndim)
+        return signal * noise - sigma * latents
 
     def timesteps(self, steps: int) -> np.ndarray:
         """Return the time steps for sampling, int32 `[steps]`, descending.
@@ -133,12 +133,12 @@ class Schedule:
 
     def noise_and_clean(self, predicted: Array, latents: Array, timestep: Any) -> tuple[Array, Array]:
         """Return the noise and the clean latents that a prediction at a time step implies."""
-        now = jnp.asarray(self.alphas(), jnp.float32)[timestep]
-        signal, rest = jnp.sqrt(now), jnp.sqrt(1 - now)
+        alpha = jnp.asarray(self.alphas(), jnp.float32)[timestep]
+        signal, sigma = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
         if self.prediction_type == "epsilon":
-            noise, clean = predicted, (latents - rest * predicted) / signal
+            noise, clean = predicted, (latents - sigma * predicted) / signal
         else:
-            noise, clean = signal * predicted + rest * latents, signal * latents - rest * predicted
+            noise, clean = signal * predicted + sigma * latents, signal * latents - sigma * predicted
         if self.clip_range:
             clean = jnp.clip(clean, -self.clip_range, self.clip_range)
         return noise, clean
@@ -153,10 +153,11 @@ class Schedule:
         alphas = jnp.asarray(self.alphas(), jnp.float32)
         final = jnp.float32(1) if self.set_alpha_to_one else alphas[0]
         previous = jnp.asarray(timestep) - self.train_timesteps // steps
-        now, then = alphas[timestep], jnp.where(previous >= 0, alphas[jnp.maximum(previous, 0)], final)
+        alpha = alphas[timestep]
+        next_alpha = jnp.where(previous >= 0, alphas[jnp.maximum(previous, 0)], final)
         noise, clean = self.noise_and_clean(predicted, latents, timestep)
         if drawn is None:
-            return jnp.sqrt(then) * clean + jnp.sqrt(1 - then) * noise
-        variance = (1 - then) / (1 - now) * (1 - now / then)
-        mean = jnp.sqrt(then) * clean + jnp.sqrt(1 - then - variance) * noise
+            return jnp.sqrt(next_alpha) * clean + jnp.sqrt(1 - next_alpha) * noise
+        variance = (1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)
+        mean = jnp.sqrt(next_alpha) * clean + jnp.sqrt(1 - next_alpha - variance) * noise
         return mean + jnp.sqrt(variance) * drawn

@@ -108,13 +108,13 @@ class MAGE(Model):
         if self.image_size % self.patch_size:
             token = f"{self.patch_size} pixels of a token that channel_multipliers mean"
             raise ValueError(f"image_size {self.image_size} is not a multiple of the {token}")
-        for width, heads, what in (
+        for width, heads, noun in (
             (self.width, self.num_heads, "heads of the encoder"),
             (self.decoder_width, self.decoder_num_heads, "heads of the decoder"),
             *((self.base_channels * m, self.groups, "groups") for m in self.channel_multipliers),
         ):
             if width % heads:
-                raise ValueError(f"{width} channels do not divide into {heads} {what}")
+                raise ValueError(f"{width} channels do not divide into {heads} {noun}")
         limits: dict[str, float] = dict(dropped=1, dropout=1, label_smoothing=1)
         limits |= dict(choice_temperature=math.inf, sampling_temperature=math.inf)
         self._check_fields(limits, dtype=DTYPES, tokenizer_dtype=DTYPES)
