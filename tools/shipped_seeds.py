@@ -50,7 +50,9 @@ def main(argv: Sequence[str]) -> None:
     runner = Audit(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
     findings = runner.run(models)
     card = shipped.card(name)
-    card["seeds"] = {"count": len(models), "spread": seed_spread(list(findings.values()), runner.lines)}
+    spread = card.get("seeds", {}).get("spread", {})  # of attacks that this config leaves out
+    spread |= seed_spread(list(findings.values()), runner.lines)
+    card["seeds"] = {"count": len(models), "spread": spread}
     (shipped.FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
