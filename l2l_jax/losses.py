@@ -13,7 +13,6 @@ for replicated parameters; a second average changes nothing.)
 
 Source: Li et al., Machine Unlearning for Image-to-Image Generative Models, ICLR 2024.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

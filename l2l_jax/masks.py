@@ -5,7 +5,6 @@
 convolution", algorithm 1). Strokes and boxes use the parameters with which Palette is trained at 256 pixels;
 every length scales with the image. Invalid sizes raise a ValueError.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(raw)
     name = config.pretrained + shipped.RETRAINED
     original, shipped_retrained = (
-        load_pretrained(shipped.resolved(resolved), config.family, config.model)
-        for resolved in (config.pretrained, name)
+        load_pretrained(shipped.resolved(model), config.family, config.model)
+        for model in (config.pretrained, name)
     )
     models = {"shipped": shipped_retrained}
     for seed in SEEDS:

@@ -4,7 +4,6 @@ After arXiv 2502.04260. A model's inputs contain only the surroundings of a mark
 mark only from memory. The baseline without memory is measured, not assumed: an equal number of images of the
 same classes are compared with marks that were never planted.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

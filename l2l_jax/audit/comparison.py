@@ -8,7 +8,6 @@ the unlearned model knows than the retrained model(s), in units of the measure:
     auc       difference in the area under the ROC curve of membership inference
     marks     difference in the area under the ROC curve of the canaries' scores
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

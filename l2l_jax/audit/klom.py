@@ -3,7 +3,6 @@
 After Georgiev et al. 2024, arXiv 2410.23232, and EasyDUB, arXiv 2602.16400, with log errors instead of
 margins, and Gaussians instead of histograms, because Gaussians need only a few models.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

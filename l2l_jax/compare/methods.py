@@ -57,8 +57,7 @@ def compare(
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
     Args:
-      config: Config of the experiment; its method, alpha and proxies define the first row after the original
-        model.
+      config: Config; its method, alpha and proxies define the first row after the original model.
       workdir: Folder of the run; its pretrained model is used, or trained if missing.
       alphas: Additional weights of the forget term for the paper's method.
       proxy: Classes of the proxy row.
@@ -89,7 +88,8 @@ def compare(
                 sets = training_sets(variant, evaluation.train)
             return unlearning.unlearned_params(variant, Workdir(own, variant), setup.original, sets)
 
-        models[name], rows[name] = unlearned, _evaluated(cache, name, stamp(variant), evaluation, unlearned)
+        models[name] = unlearned
+        rows[name] = _evaluated(cache, name, stamp(variant), evaluation, unlearned)
         if config.audit.enabled and "failed" not in rows[name]:
             rows[name]["audit"] = setup.audit(own.name, unlearned())
     for name, base in FILTERED.items():

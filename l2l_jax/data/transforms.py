@@ -2,7 +2,6 @@
 
 This module must not import JAX, because worker processes import it.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

@@ -1,5 +1,4 @@
 """Bootstrap 95% confidence intervals of metrics over the measured images (Efron 1979)."""
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

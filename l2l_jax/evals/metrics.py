@@ -1,5 +1,4 @@
 """Metrics of reconstructions, per image and per set."""
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

@@ -1,5 +1,4 @@
 """Distances between sets of features and scores of sets of images, in float64."""
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

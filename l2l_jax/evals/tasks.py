@@ -4,7 +4,6 @@
 of the side; `border_3`: a border of 3/32 of the side on every side (outpainting); `random_75`: 75% of the
 model's own patches, drawn for each image (masked autoencoders only).
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

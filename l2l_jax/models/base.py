@@ -1,5 +1,4 @@
 """The interface that all model families implement, and their registry."""
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

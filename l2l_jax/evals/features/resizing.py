@@ -4,7 +4,6 @@ Resizing by a separable filter is linear along each axis. On the device, its cos
 network, and the images are transferred small and as bytes. `jax.image.resize` computes positions between
 pixels in float32, which changes pixels by up to 0.0014 of 255, and does not round like Pillow.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

@@ -4,7 +4,6 @@ Decoding follows MaskGIT (Chang et al. 2022): each step samples all hidden token
 confident ones again, fewer at every step. The hidden tokens are known before compilation, so the schedule is
 a constant of the compiled loop.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 

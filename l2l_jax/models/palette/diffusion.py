@@ -4,7 +4,6 @@ A noisy image is √γ · image + √(1 − γ) · noise, where γ is the produc
 is that of Palette (Saharia et al. 2022) as reimplemented by Janspiry and used by Li et al. Schedules are
 computed in NumPy float64 and cast at the end, because float32 products would lose the last γ.
 """
-# ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
 
