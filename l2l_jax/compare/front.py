@@ -193,7 +193,7 @@ class _Cells:
 
     def _unlearned(self, cell: Cell, devices: list[jax.Device]) -> Params:
         variant, setup = self._variant(cell), self._setup
-        # Cells that differ only in their dial share the phases before unlearning; the name is that of old runs.
+        # Cells that differ only in their dial share the phases before unlearning; the name is of old runs.
         rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "recipe"
         folder = self._folder / cell.setting.method / "phases" / rate / f"seed_{cell.seed}"
         given = self._config.unlearn
