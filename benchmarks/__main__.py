@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from l2l_jax.cli.common import run_program
 from l2l_jax.errors import UserError
 
-NAMES = ("bank", "budget", "data", "features", "peer", "products", "rehearsal", "step", "traffic")
+NAMES = (
+    "bank",
+    "budget",
+    "data",
+    "features",
+    "peer",
+    "products",
+    "rehearsal",
+    "retraining",
+    "step",
+    "traffic",
+)
 
 
 def main(argv: Sequence[str]) -> None:

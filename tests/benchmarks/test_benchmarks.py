@@ -18,6 +18,7 @@ from benchmarks.budget import cost
 from benchmarks.layouts import parse_layouts
 from benchmarks.photographs import photographs
 from benchmarks.rehearsal import make_jpegs, rehearse
+from benchmarks.retraining import costs
 from benchmarks.turns import in_turns, table
 from l2l_jax.config import parse_config
 from l2l_jax.config_files import override, read_config
@@ -193,3 +194,16 @@ def test_budget_cost(one_device):
     metrics = cost(config, measurements=1)
     assert metrics["images"] == 10 and metrics["step_ms"] > 0
     assert metrics["longer"] == pytest.approx(metrics["measurement_ms"] / metrics["step_ms"] / 7)
+
+
+@pytest.mark.slow
+def test_cost_of_retraining_ends_with_the_first_model_as_good_as_the_unlearned_one(tmp_path, one_device):
+    """At a learning rate of almost 0, the unlearned model is the original: its relative error is 1."""
+    fields = {"model.pretrained": "", "pretrain.model.steps": 4, "pretrain.model.warmup_steps": 0}
+    fields |= {"unlearn.steps": 1, "unlearn.warmup_steps": 0, "unlearn.learning_rate": 1e-30}
+    config = parse_config(raw_config(**fields))
+    unlearned, short, good = costs(config, [0.25, 20, 30], tmp_path)
+    assert unlearned["retain error"] == pytest.approx(1, abs=1e-6)
+    assert [row["model"] for row in (short, good)] == ["retrained, length 0.25", "retrained, length 20"]
+    assert good["retain error"] <= 1 < short["retain error"]
+    assert all(row["CPU s"] > 0 and row["s"] > 0 for row in (unlearned, short, good))
