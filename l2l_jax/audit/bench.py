@@ -18,6 +18,7 @@ from l2l_jax.audit.attacks.base import Measured, Points, Work
 from l2l_jax.audit.attacks.training import Training
 from l2l_jax.audit.canaries import CANARIES, Canaries
 from l2l_jax.audit.config import AuditConfig
+from l2l_jax.audit.knowledge import Moments, calibrated_errors, credit, moments
 from l2l_jax.data.canaries import Marked
 from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.records import Source, evenly_spaced
@@ -165,16 +166,34 @@ class Bench:
         The set's name seeds the random draws. Reconstructions of another `mask` are not classified.
         """
         blocks = []
-        over = over or self.evaluation.inpainter.over
+        over, hidden = over or self.evaluation.inpainter.over, self.mask if mask is None else mask
         with Progress(f"{title}, {name}", len(images), unit="image") as progress:
             for originals, inpainted in over(params, images, name):
-                errors = metrics.masked_mse(originals.images, inpainted, self.mask if mask is None else mask)
-                blocks.append({"mse": errors, "label": originals.labels})
-                right = self.evaluation.correct(inpainted, originals.labels) if mask is None else None
-                if right is not None:
-                    blocks[-1]["right"] = right
+                errors = metrics.masked_mse(originals.images, inpainted, hidden)
+                relative = moments(originals.images, inpainted, self._mean_image, hidden)
+                blocks.append({"mse": errors, "label": originals.labels, **relative._asdict()})
+                predicted = self.evaluation.predicted_classes(inpainted) if mask is None else None
+                if predicted is not None:
+                    blocks[-1]["predicted"] = predicted
                 progress.update(len(inpainted))
-        return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+        joined = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+        relative = Moments(*(joined.pop(name) for name in Moments._fields))
+        joined["error"] = calibrated_errors(joined["mse"], relative)
+        if "predicted" in joined:
+            predicted = joined.pop("predicted")
+            joined["right"] = predicted == joined["label"]
+            joined["credit"] = credit(predicted, joined["label"])
+        return joined
+
+    @property
+    def _mean_image(self) -> np.ndarray:
+        """Return the mean of the retain validation images, float64 `[height, width, channel]`."""
+
+        def mean() -> np.ndarray:
+            images = self.sets["retain validation"]
+            return images.read(range(len(images))).images.mean(axis=0, dtype=np.float64)
+
+        return self.shared("mean image", mean)
 
     def features(self, params: Params, images: ImageSet, draws: int) -> tuple[dict[str, Any], np.ndarray]:
         """Return encoder features `[image, draw, feature]` by layer, and class IDs."""

@@ -3,8 +3,8 @@
 Each test compares two models on the same test images by one measure. Its value is the *excess*: how much more
 the unlearned model knows than the retrained model(s), in units of the measure:
 
-    error     log(masked MSE of the retrained model / masked MSE of the unlearned model)
-    accuracy  difference in the balanced accuracy of a classifier
+    error     log(calibrated MSE of the retrained model / that of the unlearned model)
+    accuracy  difference in the balanced accuracy of a classifier, corrected for guessing
     auc       difference in the area under the ROC curve of membership inference
     marks     difference in the area under the ROC curve of the canaries' scores
 """
@@ -31,9 +31,9 @@ MARGINS: Mapping[Measure, float] = {"error": math.log(1.1), "accuracy": 0.05, "a
 # Factor on the sample skewness, because samples from heavy-tailed distributions underestimate it. Chosen by
 # simulation (research/verdict_simulation.py).
 TAIL = 2.0
-# Measurements of one model, arrays `[…, image]`: for "error" the masked MSE; for "accuracy" whether the
-# prediction is correct, and the class IDs; for "auc" and "marks" scores of members, which are smaller, and of
-# others
+# Measurements of one model, arrays `[…, image]`: for "error" the calibrated MSE; for "accuracy" the credit or
+# whether the prediction is correct, and the class IDs; for "auc" and "marks" scores of members, which are
+# smaller, and of others
 Sample = Sequence[np.ndarray]
 
 

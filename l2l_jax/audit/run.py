@@ -27,6 +27,7 @@ from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 RECOMPUTED = ("remat", "scan")  # model fields that affect performance but not results
+MEASURES = 2  # version of the measurements of attacks; stored ones of another version are repeated
 
 
 class Standard(NamedTuple):
@@ -155,7 +156,7 @@ class Audit:
             return None
         cache = self._caches[name]
         points = unflatten_dict(cache.get(f"{attack}/seed_0", wait=True), sep="/")
-        step = min(points, key=lambda point: points[point]["validation"]["mse"].mean())
+        step = min(points, key=lambda point: points[point]["validation"]["error"].mean())
         return cache.get(f"{attack}/pictures_{step}", wait=True)
 
     def _findings(self, target: Target, line: Line, seed: int) -> Points:
@@ -178,6 +179,7 @@ class Audit:
         facts = self._config.describe("model", "data", "evaluate", "seed")
         for field in RECOMPUTED:
             facts["model"].pop(field, None)
+        facts["measures"] = MEASURES
         del facts["data"]["canaries"]  # redundant: other canaries yield another original model
         self._caches[name] = ResultCache(self._folder / name, {"parameters": tree_hash(params), **facts})
         return self._caches[name]

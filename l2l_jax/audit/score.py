@@ -146,7 +146,10 @@ def best_points(findings: Findings, line: Line) -> dict[Measure, Best]:
 
 
 def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
-    """Return the samples of an image set by measure; accuracy needs images of at least two classes."""
+    """Return the samples of an image set by measure; accuracy needs images of at least two classes.
+
+    The accuracy is the mean credit, except for attacks with their own classifier.
+    """
     if "members" in measured:
         shadow = "shadow_" if name == "validation" else ""
         if f"{shadow}members" not in measured:
@@ -156,10 +159,10 @@ def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
         return {"auc": (members[key], others[key])}
     values = measured.get(name, {})
     by_measure: dict[Measure, Sample] = {}
-    if "mse" in values:
-        by_measure["error"] = (values["mse"],)
+    if "error" in values:
+        by_measure["error"] = (values["error"],)
     if "right" in values and len(np.unique(values["label"])) > 1:
-        by_measure["accuracy"] = (values["right"], values["label"])
+        by_measure["accuracy"] = (values.get("credit", values["right"]), values["label"])
     return by_measure
 
 
@@ -288,7 +291,7 @@ def _klom(models: Models, line: Line) -> dict[str, dict[str, list[float | None]]
 
 
 def _metrics(by_measure: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
-    """Return the value and 95% interval of "mse" and "accuracy" (balanced over classes)."""
+    """Return the value and 95% interval of the calibrated "mse" and of "accuracy", the mean credit."""
     metrics = {}
     if "error" in by_measure:
         metrics["mse"] = plain(mean_interval(by_measure["error"][0]))

@@ -142,16 +142,16 @@ class Evaluation:
         """Return whether there is a classifier of the masked region of the first task."""
         return self._classifier_images is not None and self.inpainter.mask is not None
 
-    def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Return whether each image is classified correctly from the masked region of the first task.
+    def predicted_classes(self, images: np.ndarray) -> np.ndarray | None:
+        """Return the class IDs `[image]` that a classifier predicts from the masked region of the first task.
 
-        Images `[image, height, width, channel]` are in the model's range, labels are class IDs `[image]`.
-        Without a classifier, the result is None.
+        Images `[image, height, width, channel]` are in the model's range. Without a classifier, the result
+        is None.
         """
         classifier = self._masked_classifiers[self.inpainter.task.name]
         if classifier is None:
             return None
-        return classifier(to_uint8(images, self.inpainter.value_range))["classes"] == labels
+        return classifier(to_uint8(images, self.inpainter.value_range))["classes"]
 
     @functools.cached_property
     def shown(self) -> dict[str, Images]:

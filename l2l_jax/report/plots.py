@@ -74,7 +74,7 @@ def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
-    """Plot comparisons with their bounds and margins: masked MSE at the top, accuracy and AUC below."""
+    """Plot comparisons with their bounds and margins: calibrated MSE at the top, accuracy and AUC below."""
     errors = [entry for entry in audit["comparisons"] if entry["measure"] == "error"]
     others = [entry for entry in audit["comparisons"] if entry["measure"] != "error"]
     panels = [entries for entries in (errors, others) if entries]
@@ -85,7 +85,8 @@ def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
         _draw_panel(axis, entries)
         axis.set_xlabel(f"accuracy or AUC: unlearned − {audit['reference']} model", fontsize=8, loc="right")
         if entries is errors:
-            axis.set_xlabel(f"masked MSE: {audit['reference']} ÷ unlearned model", fontsize=8, loc="right")
+            label = f"calibrated MSE: {audit['reference']} ÷ unlearned model"
+            axis.set_xlabel(label, fontsize=8, loc="right")
             low, high = axis.get_xlim()
             ticks = [tick for tick in RATIOS if low <= math.log(tick) <= high]
             axis.set_xticks(np.log(ticks), [f"{tick:g}" for tick in ticks])
@@ -139,7 +140,7 @@ def save_attack_curves(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
         axis.tick_params(which="both", labelsize=7)
         axis.grid(alpha=0.3)
     figure.supxlabel("steps of the attack", fontsize=8)
-    figure.supylabel("masked MSE of forget images", fontsize=8)
+    figure.supylabel("calibrated MSE of forget images", fontsize=8)
     axes[0].legend(fontsize=7)
     save(figure, path)
 

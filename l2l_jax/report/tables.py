@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from l2l_jax.evals.metrics import BY_CLASS, METRICS
-from l2l_jax.report.text import sentences
+from l2l_jax.report.text import MODELS, sentences
 
 Report = Mapping[str, Any]
-MODELS = ("original", "unlearned", "retrained")
 SETS = ("retain", "forget")
 ARROWS = {"higher": "↑", "lower": "↓"}
 NOTHING = "—"
@@ -83,6 +82,10 @@ def models(report: Report) -> list[str]:
     return [name for name in MODELS if name in report]
 
 
+# Headings of metrics after attacks, see `l2l_jax.audit.knowledge`
+AUDITED = {"mse": "calibrated MSE", "accuracy": "corrected accuracy"}
+
+
 def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
     """Return a table of the metrics on forget images at the best point of each model's curve, by attack."""
     outcomes: dict[str, str] = {}  # the worst over all measures
@@ -91,13 +94,14 @@ def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
         outcomes[entry["name"]] = max(both, key=("no more", "less", "open", "as much", "more").index)
     metrics = audit["results"][0]["figures"]
     columns = _columns(metrics["unlearned"]["forget"], metrics)
+    headings = [f"{AUDITED[name]},\n{role}" for name, role in columns]
     rows = []
     for result in audit["results"]:
         values = [result["figures"][role]["forget"].get(name) for name, role in columns]
         values = [numbers and numbers[: 3 if intervals else 1] for numbers in values]
         outcome = outcomes[result["name"]]
         rows.append(Row((result["title"],), [Cell(outcome), *_cells(columns, values)], outcome))
-    return Table(("attack", f"knows … than\n{audit['reference']}", *_headings(columns)), rows)
+    return Table(("attack", f"knows … than\n{audit['reference']}", *headings), rows)
 
 
 def _columns(available: Collection[str], roles: Iterable[str]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 Report = Mapping[str, Any]
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+MODELS = ("original", "unlearned", "retrained")
 LISTED = 8  # maximum number of class names in a sentence
 
 
@@ -118,8 +119,8 @@ def _without_standard(audit: Mapping[str, Any], names: str) -> str:
         return f"{sentence} One attack recovers as much as the original knows ({strongest['title']})."
     times = math.exp(-strongest["excess"])
     return (
-        f"{sentence} After the strongest attack ({strongest['title']}) its masked MSE is {times:.2f} times "
-        "the original's."
+        f"{sentence} After the strongest attack ({strongest['title']}) its calibrated MSE is {times:.2f} "
+        "times the original's."
     )
 
 
@@ -166,12 +167,12 @@ def _cost(report: Report) -> str:
 
 
 def _knowledge(report: Report) -> str:
-    """Describe the models' metrics on forget images without an attack."""
-    metrics = report["audit"]["results"][0]["figures"]
-    values = {model: sets["forget"]["mse"][0] for model, sets in metrics.items()}
+    """Describe the models' metrics on forget images without an attack, as in the evaluation."""
+    metrics = {model: report[model]["forget"] for model in MODELS if model in report}
+    values = {model: forget["mse"] for model, forget in metrics.items()}
     sentence = f"Without an attack, the masked MSE of forget images is {values.pop('unlearned'):.4f}"
     sentence += f" ({', '.join(f'{model} {value:.4f}' for model, value in values.items())})"
-    shares = {m: s["forget"]["accuracy"][0] for m, s in metrics.items() if "accuracy" in s["forget"]}
+    shares = {model: forget["accuracy"] for model, forget in metrics.items() if "accuracy" in forget}
     if shares:
         sentence += f", and a classifier recognizes the class of {_percent(shares.pop('unlearned'))} of them"
         real = report.get("real_images", {}).get("forget", {}).get("accuracy")
@@ -186,8 +187,8 @@ def describe_comparison(entry: Mapping[str, Any]) -> str:
     if entry["measure"] == "error":
         ratio, least, most, limit = (f"{math.exp(-x):.2f}" for x in (value, high, low, margin))
         bounds = f"95% bounds {least} and {most}; margin {limit}"
-        return f"masked MSE {ratio} times the retrained model's ({bounds})"
-    name = {"accuracy": "accuracy", "auc": "AUC", "marks": "AUC of planted marks"}[entry["measure"]]
+        return f"calibrated MSE {ratio} times the retrained model's ({bounds})"
+    name = {"accuracy": "corrected accuracy", "auc": "AUC", "marks": "AUC of planted marks"}[entry["measure"]]
     bounds = f"95% bounds {_signed(low)} and {_signed(high)}; margin {_signed(margin)}"
     return f"{name} {_signed(value)} compared with the retrained model ({bounds})"
 

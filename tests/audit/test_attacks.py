@@ -162,11 +162,11 @@ def test_learning_rate_is_selected_on_validation_images(bench, monkeypatch):
         on_validation, on_test = errors[round(training.learning_rate, 3)]
         labels, one = np.zeros(2, int), np.ones(2)
         sets = {"validation": on_validation, "forget": on_test}
-        return {"4": {name: {"mse": x * one, "label": labels} for name, x in sets.items()}}
+        return {"4": {name: {"error": x * one, "label": labels} for name, x in sets.items()}}
 
     monkeypatch.setattr(bench, "train", train)
     attack = PatientRelearning(4, 8, 0.02, tuning_steps=8, rate_factors=(0.5, 1.0, 3.0))
-    start = {"validation": {"mse": np.ones(2)}, "forget": {"mse": np.ones(2), "label": np.zeros(2, int)}}
+    start = {"validation": {"error": np.ones(2)}, "forget": {"error": np.ones(2), "label": np.zeros(2, int)}}
     for name, title in attack.variants(bench).items():
         result = {UNATTACKED: {"0": start}, name: attack.run(name, bench, target({}), 0)}
         best = best_points(result, Line(name, title, is_curve=True))["error"]

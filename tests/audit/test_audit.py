@@ -91,8 +91,8 @@ def test_report_metrics_match_the_findings(memories):
     first = report["results"][0]
     measured = findings["unlearned"][UNATTACKED]["0"]["forget"]
     value, low, high = first["figures"]["unlearned"]["forget"]["mse"]
-    assert value == pytest.approx(measured["mse"].mean()) and low < value < high
-    own, never = (findings[m][UNATTACKED]["0"]["forget"]["right"].mean() for m in ("unlearned", "retrained"))
+    assert value == pytest.approx(measured["error"].mean()) and low < value < high
+    own, never = (findings[m][UNATTACKED]["0"]["forget"]["credit"].mean() for m in ("unlearned", "retrained"))
     by_measure = {c["measure"]: c for c in report["comparisons"] if c["name"] == UNATTACKED}
     assert by_measure["accuracy"]["excess"] == pytest.approx(own - never)
     assert report["verdict"]["finding"] != "forgotten"  # the model remembers one class
@@ -120,7 +120,7 @@ def test_residual_knowledge_is_relative_to_the_retrained_model(memories):
 def measured(accuracy, mse=None):
     classes = np.arange(200) % 2
     errors = np.full(200, 1 - accuracy if mse is None else mse) + np.arange(200) / 1e4
-    return {"mse": errors, "right": np.arange(200) < 200 * accuracy, "label": classes}
+    return {"error": errors, "right": np.arange(200) < 200 * accuracy, "label": classes}
 
 
 def test_best_attack_step_is_selected_on_validation_images():
@@ -145,7 +145,7 @@ def test_no_accuracy_with_a_single_forget_class():
 def test_seeds_of_the_retrained_model_widen_the_margins(memories):
     findings, lines = memories
     spread = seed_spread([findings["unlearned"], findings["retrained"]], lines)
-    means = [findings[m][UNATTACKED]["0"]["forget"]["mse"].mean() for m in ("unlearned", "retrained")]
+    means = [findings[m][UNATTACKED]["0"]["forget"]["error"].mean() for m in ("unlearned", "retrained")]
     expected = abs(np.diff(np.log(means))[0]) / 2**0.5
     assert spread[UNATTACKED]["error"] == pytest.approx(expected, abs=1e-4)
     known = {**FAIR, "seeds": {"count": 2, "spread": spread}}
@@ -221,9 +221,11 @@ def test_report_has_the_metrics_of_the_attacks(audited):
     attacked = report["audit"]["results"][1]["figures"]["unlearned"]["forget"]["mse"]
     row = rows["retain_tuning", "unlearned", "forget", "mse"]
     assert [float(row[k]) for k in ("value", "low", "high")] == attacked
-    first = report["audit"]["results"][0]["figures"]  # computed as in the evaluation
+    first = report["audit"]["results"][0]["figures"]
     for model in ("original", "unlearned"):
-        assert first[model]["forget"]["mse"][0] == pytest.approx(report[model]["forget"]["mse"], rel=1e-5)
+        stored = np.load(workdir / f"run/audit/{model}/{UNATTACKED}/seed_0.npz")
+        assert stored["0/forget/mse"].mean() == pytest.approx(report[model]["forget"]["mse"], rel=1e-5)
+        assert first[model]["forget"]["mse"][0] == pytest.approx(stored["0/forget/error"].mean())
     assert report["audit"]["yardstick"]["count"] == 2
     assert report["class_names"]["forget"] == list("56789")
 

@@ -57,7 +57,9 @@ def test_headlines_of_other_verdicts():
 
 def test_headline_without_a_retrained_model_or_audit():
     text = sentences(report(HIDDEN, retrained=False))
-    assert "After the strongest attack (25 forget images, 50 steps) its masked MSE is 1.48 times" in text[0]
+    assert (
+        "After the strongest attack (25 forget images, 50 steps) its calibrated MSE is 1.48 times" in text[0]
+    )
     assert "--config.audit.retrained=train" in text[-1]
     assert first(report(audited=False)).startswith("Not audited. A classifier recognizes sandal")
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
-# By set ("retain", "forget", "validation", "members", "others"), then by name: "mse", masked MSE; "right",
-# whether the classifier is correct (if there is a classifier); "label", class IDs; arrays `[image]`
+# By set ("retain", "forget", "validation", "members", "others"), then by name: "mse", masked MSE; "error",
+# calibrated MSE; "label", class IDs; with a classifier "right", whether it is correct, and "credit"; arrays
+# `[image]`. See `l2l_jax.audit.knowledge`
 Measured = Mapping[str, Mapping[str, np.ndarray]]
 # Measurements by the name of the measured point: a step, a layer
 Points = Mapping[str, Measured]

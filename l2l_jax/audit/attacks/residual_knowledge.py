@@ -48,5 +48,5 @@ class ResidualKnowledge(Attack):
         title = f"{target.name}, {variant}"
         names = [f"forget {number}" for number in range(self.changes)]
         runs = [bench.measure_images(target.params, images, name, title, over=over) for name in names]
-        means = {key: np.mean([run[key] for run in runs], axis=0) for key in ("mse", "right")}
+        means = {key: np.mean([run[key] for run in runs], axis=0) for key in runs[0] if key != "label"}
         return {"0": {"forget": {**means, "label": runs[0]["label"]}}}
