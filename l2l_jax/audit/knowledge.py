@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Images = Shaped[np.ndarray, "image height width channel"]
     PerImage = Float[np.ndarray, " image"]
 
+VERSION = 2  # stored measurements of attacks of another version are repeated
+
 
 class Moments(NamedTuple):
     """Means over the masked pixels and channels of images, relative to a constant image m; float64 `[image]`.

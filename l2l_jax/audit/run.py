@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from l2l_jax.audit import knowledge
 from l2l_jax.audit.attacks.base import ATTACKS, Attack, Findings, Points, Work, mean_points
 from l2l_jax.audit.bench import AuditSetup, Bench, Target
 from l2l_jax.audit.config import THOROUGH
@@ -27,7 +28,6 @@ from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 RECOMPUTED = ("remat", "scan")  # model fields that affect performance but not results
-MEASURES = 2  # version of the measurements of attacks; stored ones of another version are repeated
 
 
 class Standard(NamedTuple):
@@ -179,7 +179,7 @@ class Audit:
         facts = self._config.describe("model", "data", "evaluate", "seed")
         for field in RECOMPUTED:
             facts["model"].pop(field, None)
-        facts["measures"] = MEASURES
+        facts["knowledge"] = knowledge.VERSION
         del facts["data"]["canaries"]  # redundant: other canaries yield another original model
         self._caches[name] = ResultCache(self._folder / name, {"parameters": tree_hash(params), **facts})
         return self._caches[name]

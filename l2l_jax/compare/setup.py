@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+from l2l_jax.audit import knowledge
 from l2l_jax.audit.run import Audit
 from l2l_jax.config import Config
 from l2l_jax.evals.evaluator import Evaluation
@@ -54,6 +55,8 @@ def stamp(config: Config, *, audited: bool = False) -> dict[str, Any]:
     settings = json.loads(json.dumps(config.describe()))
     for section in ("mesh", "parallel", "filter", *(() if audited else ("audit",))):
         del settings[section]
+    if audited:
+        settings["knowledge"] = knowledge.VERSION
     return settings
 
 
