@@ -18,7 +18,7 @@ Expected metrics on test images, seed 0: accuracy of the original model 0.55 (re
 unlearning 0.57 and 0.17 (black squares, classified as sandals), with a masked MSE of 1.18 times the
 original's on retain images and 3.6 times on forget images. The model retrained without the forget classes:
 0.62 and 0.08, 1.03 times and 2.8 times. The verdict is "undecided" by one comparison, whose upper bound
-exceeds its margin by 0.001; with seed 1 it is "forgotten" (research/fashion.md).
+exceeds its margin by 0.001; seeds 1 and 2 are "forgotten" under three attacks (research/fashion.md).
 """
 
 from ml_collections import ConfigDict
