@@ -193,7 +193,10 @@ class MarginTest(NamedTuple):
                 return float(np.clip(sign * self.statistics(margin)[index] - quantile, -1e6, 1e6))
 
             outside = inside + sign * 20.0
-            ends.append(brentq(beyond, inside, outside, xtol=1e-9) if beyond(outside) > 0 else outside)
+            if beyond(inside) > 0:  # the errors do not vary, and rounding decides their sign
+                ends.append(inside)
+            else:
+                ends.append(brentq(beyond, inside, outside, xtol=1e-9) if beyond(outside) > 0 else outside)
         return ends[0], ends[1]
 
 

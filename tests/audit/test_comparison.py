@@ -71,6 +71,15 @@ def test_accuracy_is_balanced_over_classes():
     assert actual.high - actual.excess == pytest.approx(stats.t.ppf(0.95, 397) * error, rel=0.02)
 
 
+@pytest.mark.parametrize("ratio", np.linspace(0.5, 2, 16))
+def test_errors_that_do_not_vary_have_no_interval(ratio):
+    """Blank reconstructions of equal images; rounding decides the sign of the test's mean."""
+    errors, reference = np.full(30, 0.1), np.full(30, 0.1 * ratio)
+    result = compare("error", (errors,), [(reference,)])
+    bounds = result.low, result.excess, result.high
+    np.testing.assert_allclose(bounds, math.log(ratio), rtol=0, atol=1e-6)
+
+
 def test_equal_answers_on_few_images_leave_uncertainty():
     few = np.ones(10, bool), np.zeros(10, int)
     assert not compare("accuracy", few, [few]).holds

@@ -144,7 +144,9 @@ def test_input_attacks_use_the_filtered_model(one_device, tmp_path):
     gray = np.square(tests.read(range(len(tests))).images[:, mask] - 0.5).mean(axis=(1, 2))
     errors = evaluation.inpainter.errors(params, tests, "forget")
     expected = np.where(brightness > np.median(brightness), gray, errors)
-    assert figures[UNATTACKED][0] == pytest.approx(expected.mean(), rel=1e-3)
+    (stored,) = tmp_path.glob(f"filtered/{UNATTACKED}/seed_0.npz")
+    np.testing.assert_allclose(np.load(stored)["0/forget/mse"].mean(), expected.mean(), rtol=1e-3)
+    assert figures[UNATTACKED][0] <= expected.mean()  # calibrated
     assert {"view_noise", "view_gradient"} <= figures.keys()
     assert figures["view_gradient"][0] < figures[UNATTACKED][0]  # a darker image is accepted
 
