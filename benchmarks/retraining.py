@@ -6,6 +6,7 @@ include compilation and the measurements of a retain budget.
 """
 
 import functools
+import math
 import pathlib
 import tempfile
 import time
@@ -17,6 +18,7 @@ from tabulate import tabulate
 
 from benchmarks.turns import write_report
 from l2l_jax.cli.common import load_config, parse_flags
+from l2l_jax.errors import UserError
 
 LENGTHS = flags.DEFINE_list(
     "lengths",
@@ -31,8 +33,9 @@ def main(argv: Sequence[str]) -> None:
     from benchmarks.layouts import device_facts  # late import, to report mistyped flags immediately
 
     facts = device_facts()
+    lengths = parse_lengths(LENGTHS.value)
     with tempfile.TemporaryDirectory() as folder:
-        rows = costs(load_config(raw), [float(length) for length in LENGTHS.value], pathlib.Path(folder))
+        rows = costs(load_config(raw), lengths, pathlib.Path(folder))
     print(f"{facts['count']} devices ({facts['kind']})")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f"))
     unlearning, last = rows[0], rows[-1]
@@ -42,6 +45,21 @@ def main(argv: Sequence[str]) -> None:
     else:
         print("No length reaches the retain error of the unlearned model.")
     write_report({"device": facts, "models": rows})
+
+
+def parse_lengths(values: Sequence[str]) -> list[float]:
+    """Return the lengths as numbers.
+
+    Raises:
+      UserError: There are none, or one is not a positive number.
+    """
+    try:
+        lengths = [float(value) for value in values]
+    except ValueError:
+        lengths = []
+    if not lengths or not all(0 < length < math.inf for length in lengths):
+        raise UserError(f"--lengths={','.join(values)} must be positive numbers, such as 0.1,0.2,0.4.")
+    return lengths
 
 
 def costs(config: Any, lengths: Sequence[float], folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from benchmarks.budget import cost
 from benchmarks.layouts import parse_layouts
 from benchmarks.photographs import photographs
 from benchmarks.rehearsal import make_jpegs, rehearse
-from benchmarks.retraining import costs
+from benchmarks.retraining import costs, parse_lengths
 from benchmarks.turns import in_turns, table
 from l2l_jax.config import parse_config
 from l2l_jax.config_files import override, read_config
@@ -194,6 +194,13 @@ def test_budget_cost(one_device):
     metrics = cost(config, measurements=1)
     assert metrics["images"] == 10 and metrics["step_ms"] > 0
     assert metrics["longer"] == pytest.approx(metrics["measurement_ms"] / metrics["step_ms"] / 7)
+
+
+def test_lengths_of_retraining():
+    assert parse_lengths(["0.1", "2"]) == [0.1, 2.0]
+    for wrong in (["a"], ["0.1", "-1"], ["nan"], []):
+        with pytest.raises(UserError, match="positive numbers"):
+            parse_lengths(wrong)
 
 
 @pytest.mark.slow
