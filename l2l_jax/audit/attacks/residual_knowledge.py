@@ -4,9 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
+from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, mean_points, register
 
 
 @register("residual_knowledge")
@@ -48,5 +47,4 @@ class ResidualKnowledge(Attack):
         title = f"{target.name}, {variant}"
         names = [f"forget {number}" for number in range(self.changes)]
         runs = [bench.measure_images(target.params, images, name, title, over=over) for name in names]
-        means = {key: np.mean([run[key] for run in runs], axis=0) for key in runs[0] if key != "label"}
-        return {"0": {"forget": {**means, "label": runs[0]["label"]}}}
+        return mean_points([{"0": {"forget": run}} for run in runs])
